@@ -1,0 +1,1 @@
+"""The image-classification application and its data sets (layer 5)."""

@@ -1,0 +1,145 @@
+"""When a policy acts: a window of epochs, whole or fractional (layer 1)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from distiller_ng.core.position import TrainPosition
+from distiller_ng.errors import ArgumentError
+
+__all__ = ["OPEN_END", "PolicyWindow"]
+
+OPEN_END = -1
+_TOLERANCE = 1e-9  # epochs; absorbs the rounding of minibatch_id / minibatches_per_epoch
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyWindow:
+    """The epochs in which a policy is active. Epochs are absolute and 0-based, ``end`` is exclusive.
+
+    Whole windows act in the epochs ``range(start, end, frequency)`` or in a list of epochs. Fractional ones (any of
+    the three is not whole) are active from the first optimizer step at or after ``start`` to the last one before
+    ``end``, and are due every ``frequency`` epochs. ``end=-1`` leaves a window open.
+
+    >>> PolicyWindow.from_range(0, 5, 2).active_epochs()
+    [0, 2, 4]
+    >>> PolicyWindow.from_range(0, 5, 2).progress(TrainPosition(2))
+    0.5
+    """
+
+    start: float
+    end: float
+    frequency: float | None = 1
+    epochs: tuple[int, ...] | None = None
+
+    @classmethod
+    def from_epochs(cls, epochs: Sequence[int]) -> PolicyWindow:
+        """A list of epochs; Distiller's ``epochs:``. Repetitions are dropped, order does not matter."""
+        if isinstance(epochs, str) or not isinstance(epochs, Sequence | range):
+            raise ArgumentError(f"epochs must be a list of epoch numbers, got {epochs!r}", argument=("epochs",))
+        if not epochs:
+            raise ArgumentError("epochs is empty: a policy needs at least one epoch", argument=("epochs",))
+        for position, epoch in enumerate(epochs):
+            if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 0:
+                raise ArgumentError(f"epochs are whole numbers from 0, got {epoch!r}", argument=("epochs", position))
+        ordered = tuple(sorted(set(epochs)))
+        return cls(ordered[0], ordered[-1] + 1, None, ordered)
+
+    @classmethod
+    def from_range(cls, start: float, end: float, frequency: float = 1) -> PolicyWindow:
+        """``starting_epoch``, ``ending_epoch`` (exclusive, -1 = open) and ``frequency``, in epochs."""
+        named = {"starting_epoch": start, "ending_epoch": end, "frequency": frequency}
+        for name, value in named.items():
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise ArgumentError(f"{name} must be a number of epochs, got {value!r}", argument=(name,))
+        if start < 0:
+            raise ArgumentError(f"starting_epoch must be 0 or more, got {start}", argument=("starting_epoch",))
+        limit = math.inf if end == OPEN_END else end
+        if limit <= start:
+            raise ArgumentError(
+                f"ending_epoch ({end}) must lie after starting_epoch ({start}); it is exclusive, -1 leaves it open",
+                argument=("ending_epoch",),
+            )
+        if not 0 < frequency <= limit - start:
+            raise ArgumentError(
+                f"frequency must be above 0 and at most ending_epoch - starting_epoch = {limit - start}, "
+                f"got {frequency}",
+                argument=("frequency",),
+            )
+        return cls(start, limit, frequency)
+
+    @property
+    def is_fractional(self) -> bool:
+        """Whether the window acts between epoch boundaries."""
+        values = (self.start, self.frequency, 0 if math.isinf(self.end) else self.end)
+        return self.epochs is None and any(v is not None and float(v) != int(v) for v in values)
+
+    def active_epochs(self, until: int | None = None) -> list[int]:
+        """The epochs of a whole window; an open one is listed up to ``until`` (exclusive, needed there)."""
+        if self.epochs is not None:
+            return list(self.epochs)
+        stop = self.end if until is None else min(self.end, until)
+        if math.isinf(stop):
+            raise ArgumentError("an open window has no last epoch: say until which epoch to list it")
+        if self.is_fractional:
+            return list(range(math.floor(self.start), math.ceil(stop)))
+        return list(range(int(self.start), int(stop), int(self.frequency or 1)))
+
+    def is_active(self, epoch: int) -> bool:
+        """Whether the policy takes part in this epoch (for a fractional window: in some of its steps)."""
+        if self.epochs is not None:
+            return epoch in self.epochs
+        if self.is_fractional:
+            return self.start < epoch + 1 and epoch < self.end
+        return self.start <= epoch < self.end and (epoch - int(self.start)) % int(self.frequency or 1) == 0
+
+    def contains(self, position: TrainPosition) -> bool:
+        """Whether a step lies inside the window (``start <= position < end``; whole windows ask :meth:`is_active`)."""
+        if not self.is_fractional:
+            return self.is_active(position.epoch)
+        return self.start - _TOLERANCE <= position.fraction < self.end - _TOLERANCE
+
+    def is_over(self, position: TrainPosition) -> bool:
+        """Whether ``position`` lies at or after the end."""
+        return position.fraction >= self.end - _TOLERANCE
+
+    def due_count(self, position: TrainPosition) -> int:
+        """How many times a fractional window has become due at ``position``: 1 at its start, +1 each ``frequency``."""
+        if position.fraction < self.start - _TOLERANCE:
+            return 0
+        return 1 + math.floor((position.fraction - self.start) / float(self.frequency or 1) + _TOLERANCE)
+
+    @property
+    def last_epoch(self) -> int | None:
+        """The last epoch that really is active (0-4/3 ends in 3), None for an open window."""
+        return None if math.isinf(self.end) else self.active_epochs()[-1]
+
+    def is_last(self, epoch: int) -> bool:
+        """Whether ``epoch`` is the last active one, from the real list rather than ``end - 1``."""
+        return epoch == self.last_epoch
+
+    def progress(self, position: TrainPosition) -> float:
+        """How much of the window has passed, 0 at its first action and exactly 1 at its last; open windows stay at 0.
+
+        Whole windows count epochs: ``(epoch - first) / (last - first)`` with the real last active epoch. A window of
+        one epoch is complete at once. Fractional windows reach 1 at ``end``.
+        """
+        if math.isinf(self.end):
+            return 0.0
+        if self.is_fractional:
+            value = (position.fraction - self.start) / (self.end - self.start)
+        else:
+            first, last = int(self.start), self.last_epoch
+            value = 1.0 if last is None or last == first else (position.epoch - first) / (last - first)
+        return min(max(value, 0.0), 1.0)
+
+    def meta(self, epoch: int | None = None) -> dict[str, Any]:
+        """Distiller's ``meta`` dictionary; ``frequency`` is None for a list of epochs."""
+        end = OPEN_END if math.isinf(self.end) else self.end
+        meta: dict[str, Any] = {"starting_epoch": self.start, "ending_epoch": end, "frequency": self.frequency}
+        if epoch is not None:
+            meta["current_epoch"] = epoch
+        return meta

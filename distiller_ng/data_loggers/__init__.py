@@ -1,0 +1,1 @@
+"""Where training progress is written: console, CSV, TensorBoard (layer 2)."""

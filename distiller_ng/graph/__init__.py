@@ -1,0 +1,1 @@
+"""What the user's model is: which module consumes whose output (layer 1)."""

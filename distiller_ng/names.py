@@ -1,0 +1,185 @@
+"""Canonical names of parameters and modules, and the one matcher for everything a user may write (layer 0).
+
+A target is an exact name (``layer1.0.conv1.weight``), a pattern (``re:layer1\\..*weight``, matched in full) or a token
+(``__ALL__``, ``__ALL_PRUNABLE__``). Names written for a wrapped model (``module.conv1.weight``,
+``features.module.0.weight``, ``_orig_mod.conv1.weight``) mean the same parameter on the bare one, and the reverse.
+"""
+
+from __future__ import annotations
+
+import re
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from torch import nn
+
+from distiller_ng.errors import ArgumentError, TargetError, did_you_mean
+
+__all__ = ["ALL", "ALL_PRUNABLE", "PATTERN_PREFIX", "ParameterIndex", "canonical_name", "strip_wrappers", "unwrap"]
+
+ALL = "__ALL__"
+ALL_PRUNABLE = "__ALL_PRUNABLE__"
+PATTERN_PREFIX = "re:"
+_WRAPPER_PARTS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+_PRUNABLE_MODULES = (
+    nn.Linear,
+    nn.Bilinear,
+    nn.modules.conv._ConvNd,
+    nn.RNNBase,
+    nn.RNNCellBase,
+    nn.MultiheadAttention,
+)
+
+
+def canonical_name(name: str) -> str:
+    """``name`` without the parts that wrappers add: ``features.module.0.weight`` -> ``features.0.weight``."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPER_PARTS)
+
+
+def strip_wrappers(names: Iterable[str]) -> dict[str, str]:
+    """``{canonical: name as given}``; names that would collide keep the form they were given in."""
+    result: dict[str, str] = {}
+    for name in names:
+        short = canonical_name(name) or name
+        result[name if short in result else short] = name
+    return result
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The user's own module inside DataParallel, DistributedDataParallel and ``torch.compile`` wrappers."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+class ParameterIndex(Mapping[str, nn.Parameter]):
+    """The parameters of one model under their canonical names, in model order.
+
+    Tied parameters appear once, under their first name; their other names resolve to it. The model is held weakly.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = weakref.ref(model)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read the model again, after parameters were added, removed or replaced."""
+        model = self.model
+        self._parameters: dict[str, nn.Parameter] = {}
+        self._aliases: dict[str, str] = {}
+        first_name: dict[int, str] = {}
+        raw = dict(model.named_parameters(remove_duplicate=False))
+        for short, name in strip_wrappers(raw).items():
+            parameter = raw[name]
+            owner = first_name.setdefault(id(parameter), short)
+            if owner == short:
+                self._parameters[short] = parameter
+            self._aliases[short] = owner
+        self._raw = {short: name for short, name in strip_wrappers(raw).items() if short in self._parameters}
+
+    @property
+    def model(self) -> nn.Module:
+        """The indexed model; raises ``ReferenceError`` once it is gone."""
+        model = self._model()
+        if model is None:
+            raise ReferenceError("the model this index was built from no longer exists")
+        return model
+
+    def __getitem__(self, name: str) -> nn.Parameter:
+        found = self.find(name)
+        if found is None:
+            raise KeyError(name)
+        return self._parameters[found]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parameters)
+
+    def __len__(self) -> int:
+        return len(self._parameters)
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and self.find(name) is not None
+
+    def find(self, name: str) -> str | None:
+        """The canonical name of the parameter that ``name`` means, or None."""
+        if name in self._aliases:
+            return self._aliases[name]
+        return self._aliases.get(canonical_name(name))
+
+    def raw_name(self, name: str) -> str:
+        """The name the model itself uses for the parameter (with wrapper parts)."""
+        return self._raw[self.find(name) or name]
+
+    def prunable(self) -> list[str]:
+        """Weights of convolutions, linear, recurrent and attention layers: dimension 2 or more, no norms, no embeddings."""
+        names = []
+        for module_name, module in self.model.named_modules():
+            if not isinstance(module, _PRUNABLE_MODULES):
+                continue
+            for parameter_name, parameter in module.named_parameters(recurse=False):
+                if "weight" in parameter_name and parameter.dim() >= 2:
+                    names.append(self.find(f"{module_name}.{parameter_name}" if module_name else parameter_name))
+        wanted = {name for name in names if name is not None}
+        return [name for name in self if name in wanted]
+
+    def match(self, target: str, *, argument: Sequence[str | int] = ()) -> list[str]:
+        """Canonical names one target means, in model order.
+
+        Raises :class:`TargetError`, which carries ``argument``, when it matches nothing.
+        """
+        if target == ALL:
+            found = list(self)
+        elif target == ALL_PRUNABLE:
+            found = self.prunable()
+        elif target.startswith(PATTERN_PREFIX):
+            found = self._match_pattern(target, argument)
+        else:
+            exact = self.find(target)
+            found = [exact] if exact is not None else []
+        if not found:
+            raise TargetError(self._why_nothing(target), argument=argument)
+        return found
+
+    def select(self, targets: str | Iterable[str], *, argument: Sequence[str | int] = ()) -> list[str]:
+        """Canonical names of a list of targets, without repetition, in the order the targets name them."""
+        if isinstance(targets, str):
+            return self.match(targets, argument=argument)
+        names: dict[str, None] = {}
+        for position, target in enumerate(targets):
+            names.update(dict.fromkeys(self.match(target, argument=(*argument, position))))
+        return list(names)
+
+    def _match_pattern(self, target: str, argument: Sequence[str | int]) -> list[str]:
+        pattern = _compile(target, argument)
+        return [name for name in self if pattern.fullmatch(name) or pattern.fullmatch(self._raw[name])]
+
+    def _why_nothing(self, target: str) -> str:
+        if target in (ALL, ALL_PRUNABLE):
+            return f"{target} matches nothing: the model has no such parameters"
+        if target.startswith(PATTERN_PREFIX):
+            pattern = _compile(target, ())
+            starting = [name for name in self if pattern.match(name)]
+            if starting:
+                return (
+                    f"pattern {target!r} matches no parameter in full, only the beginning of {starting[0]!r}. "
+                    f"Patterns match whole names: write {target + '.*'!r}"
+                )
+            return f"pattern {target!r} matches no parameter. {did_you_mean(target[len(PATTERN_PREFIX) :], self)}"
+        short = canonical_name(target)
+        inside = [name for name in self if name.startswith(short + ".")] if short else []
+        if inside:
+            return f"{target!r} is a module, not a parameter. Did you mean {inside[0]!r}?"
+        if short in strip_wrappers(name for name, _ in self.model.named_buffers()):
+            return f"{target!r} is a buffer, not a parameter. {did_you_mean(short, self)}"
+        return f"{target!r} matches no parameter of the model. {did_you_mean(short, self)}"
+
+
+def _compile(target: str, argument: Sequence[str | int]) -> re.Pattern[str]:
+    try:
+        return re.compile(target[len(PATTERN_PREFIX) :])
+    except re.error as error:
+        raise ArgumentError(f"{target!r} is not a valid regular expression: {error}", argument=argument) from None

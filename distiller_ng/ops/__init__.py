@@ -1,0 +1,1 @@
+"""Pure tensor functions: norms, rankings, thresholds, exact-k masks (layer 1)."""
