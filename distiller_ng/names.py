@@ -11,7 +11,7 @@ import re
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from distiller_ng.errors import ArgumentError, TargetError, did_you_mean
 
@@ -80,6 +80,17 @@ class ParameterIndex(Mapping[str, nn.Parameter]):
                 self._parameters[short] = parameter
             self._aliases[short] = owner
         self._raw = {short: name for short, name in strip_wrappers(raw).items() if short in self._parameters}
+
+    @classmethod
+    def of_tensors(cls, tensors: Mapping[str, Tensor]) -> ParameterIndex:
+        """An index over loose tensors that belong to no model, e.g. to ask a pruner for one mask."""
+        index = cls.__new__(cls)
+        holder = index._holder = nn.Module()
+        index._model = weakref.ref(holder)
+        index._parameters = dict(tensors)  # type: ignore[arg-type]
+        index._aliases = {name: name for name in tensors} | {canonical_name(name): name for name in tensors}
+        index._raw = {name: name for name in tensors}
+        return index
 
     @property
     def model(self) -> nn.Module:

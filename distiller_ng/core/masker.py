@@ -1,0 +1,209 @@
+"""The mask of one parameter, with its owners and its backend (layer 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+__all__ = ["USER", "ParameterMasker"]
+
+#: Owner of masks assigned directly (``masker.mask = t``).
+USER = "user"
+
+
+class ParameterMasker:
+    """Masks one parameter; Distiller's class of that name.
+
+    Backends: projection (default: the weight itself is zeroed, and again after every step), forward-only
+    (``mask_on_forward_only``: zeroed before each forward, free to move in the step) and double copies
+    (``use_double_copies``: masked for forward and backward, the unmasked copy is what the step updates).
+    """
+
+    def __init__(self, param_name: str) -> None:
+        self.param_name = param_name
+        self.is_regularization_mask = False
+        self.reset_state = False
+        self.unmasked_copy: Tensor | None = None
+        self.backward_hook_handle: RemovableHandle | None = None
+        self.listener: Callable[[], None] | None = None
+        self._mask_on_forward_only = False
+        self._use_double_copies = False
+        self._owners: dict[str, Tensor] = {}
+        self._binary: dict[str, bool] = {}
+        self._effective: Tensor | None = None
+        self._projection: Tensor | None = None
+        self._applied: Tensor | None = None
+
+    @property
+    def mask(self) -> Tensor | None:
+        """The effective mask: the user's own if there is one, else the product over owners; None = dense."""
+        if self._effective is None and self._owners:
+            if USER in self._owners:
+                self._effective = self._owners[USER]
+            else:
+                masks = list(self._owners.values())
+                product = masks[0]
+                for other in masks[1:]:
+                    product = product * other
+                self._effective = product
+        return self._effective
+
+    @mask.setter
+    def mask(self, mask: Tensor | None) -> None:
+        if mask is None:  # Distiller's way of dropping whatever mask there is
+            self.clear()
+        else:
+            self.set(mask, owner=USER)
+
+    @property
+    def owners(self) -> Mapping[str, Tensor]:
+        """``{owner: mask}``."""
+        return dict(self._owners)
+
+    def set(self, mask: Tensor | None, *, owner: str, binary: bool | None = None) -> None:
+        """Replace (or with None release) one owner's mask."""
+        if mask is None:
+            if self._owners.pop(owner, None) is None:
+                return
+            self._binary.pop(owner, None)
+        else:
+            self._owners[owner] = mask
+            self._binary[owner] = bool(((mask == 0) | (mask == 1)).all()) if binary is None else binary
+        self._changed()
+
+    def clear(self) -> None:
+        """Drop the masks of all owners."""
+        if self._owners:
+            self._owners.clear()
+            self._binary.clear()
+            self._changed()
+
+    @property
+    def projection_mask(self) -> Tensor | None:
+        """The mask for repeated application: scaled masks (Bernoulli's) count as 0/1 here, so it is idempotent."""
+        mask = self.mask
+        if mask is None or all(self._binary.values()):
+            return mask
+        if self._projection is None:
+            self._projection = (mask != 0).to(mask.dtype)
+        return self._projection
+
+    # -- backends ---------------------------------------------------------------------------------------------------
+
+    @property
+    def mask_on_forward_only(self) -> bool:
+        """Distiller's flag: the mask is not applied again after ``optimizer.step()``."""
+        return self._mask_on_forward_only
+
+    @mask_on_forward_only.setter
+    def mask_on_forward_only(self, value: bool) -> None:
+        self._mask_on_forward_only = bool(value)
+        self._changed()
+
+    @property
+    def use_double_copies(self) -> bool:
+        """Distiller's flag: keep and update an unmasked copy of the weights."""
+        return self._use_double_copies
+
+    @use_double_copies.setter
+    def use_double_copies(self, value: bool) -> None:
+        self._use_double_copies = bool(value)
+        self._changed()
+
+    @property
+    def is_forward_only(self) -> bool:
+        """Whether the mask acts in forward passes only (either flag)."""
+        return self._mask_on_forward_only or self._use_double_copies
+
+    @torch.no_grad()
+    def apply_mask(self, parameter: nn.Parameter) -> nn.Parameter | None:
+        """Multiply the parameter by the mask in place and return it; None when there is no mask.
+
+        With double copies the unmasked values are kept until :meth:`revert_weights`; a mask that belongs to a
+        regularizer (``is_regularization_mask``) is dropped afterwards.
+        """
+        mask = self.mask
+        if mask is None:
+            return None
+        if self._use_double_copies and self.unmasked_copy is None:
+            self.unmasked_copy = parameter.detach().clone()
+        self.mask_tensor(parameter)
+        if self.is_regularization_mask:
+            self.clear()
+        return parameter
+
+    @torch.no_grad()
+    def mask_tensor(self, tensor: Tensor) -> Tensor:
+        """Multiply any tensor of the parameter's shape by the mask in place."""
+        mask = self.mask
+        if mask is not None:
+            tensor.data.mul_(mask.to(device=tensor.device, dtype=tensor.dtype))
+        return tensor
+
+    def mask_gradient(self, gradient: Tensor) -> Tensor | None:
+        """``gradient * mask``, or None (leave it alone) without a mask; a hook for ``Tensor.register_hook``."""
+        mask = self.mask
+        return None if mask is None else gradient * mask.to(device=gradient.device, dtype=gradient.dtype)
+
+    @torch.no_grad()
+    def revert_weights(self, parameter: nn.Parameter) -> None:
+        """Put the unmasked copy back, once."""
+        if self.unmasked_copy is not None:
+            parameter.data.copy_(self.unmasked_copy)
+            self.unmasked_copy = None
+
+    # -- bookkeeping ------------------------------------------------------------------------------------------------
+
+    def changed_weights(self, like: Tensor) -> Tensor | None:
+        """Where a weight changed between pruned and live since masks were last applied; None = nowhere."""
+        before, after = self._applied, self.mask
+        if before is None and after is None:
+            return None
+        dead_before = torch.zeros_like(like, dtype=torch.bool) if before is None else before == 0
+        dead_after = torch.zeros_like(like, dtype=torch.bool) if after is None else after == 0
+        return dead_before ^ dead_after
+
+    def mark_applied(self) -> None:
+        """Remember the present mask as the one the weights carry."""
+        self._applied = self.mask
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is nothing to save."""
+        return not (self._owners or self.is_forward_only or self._applied is not None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Masks by owner and flags, as plain values and tensors."""
+        return {
+            "owners": dict(self._owners),
+            "binary": dict(self._binary),
+            "mask_on_forward_only": self._mask_on_forward_only,
+            "use_double_copies": self._use_double_copies,
+            "is_regularization_mask": self.is_regularization_mask,
+            "reset_state": self.reset_state,
+            "unmasked_copy": self.unmasked_copy,
+            "pending": self._applied is not self.mask,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any] | None, *, like: Tensor) -> None:
+        """Restore :meth:`state_dict` onto the device of ``like``; None clears everything."""
+        saved = state or {}
+        self._owners = {o: m.to(device=like.device, dtype=like.dtype) for o, m in saved.get("owners", {}).items()}
+        self._binary = dict(saved.get("binary", {}))
+        self._effective = self._projection = None
+        self._mask_on_forward_only = saved.get("mask_on_forward_only", False)
+        self._use_double_copies = saved.get("use_double_copies", False)
+        self.is_regularization_mask = saved.get("is_regularization_mask", False)
+        self.reset_state = saved.get("reset_state", False)
+        copy = saved.get("unmasked_copy")
+        self.unmasked_copy = None if copy is None else copy.to(like.device)
+        self._applied = None if saved.get("pending") else self.mask
+
+    def _changed(self) -> None:
+        self._effective = self._projection = None
+        if self.listener is not None:
+            self.listener()

@@ -1,0 +1,1 @@
+"""Pruning algorithms, one a file (layer 2)."""

@@ -1,0 +1,236 @@
+"""What every pruner is: it decides masks and never touches weights (layer 2)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, TypeAlias, get_args
+
+from torch import Tensor, nn
+
+from distiller_ng.core.context import StepContext
+from distiller_ng.core.masker import ParameterMasker
+from distiller_ng.core.masks import MaskRegistry
+from distiller_ng.core.position import TrainPosition
+from distiller_ng.core.window import PolicyWindow
+from distiller_ng.errors import ArgumentError, CheckpointError
+from distiller_ng.names import ParameterIndex
+from distiller_ng.ops.masks import NMPattern
+from distiller_ng.pruning.sparsity_schedules.base import ScheduleLike, SparsitySchedule, as_schedule
+from distiller_ng.registry import Registry
+
+__all__ = ["DEFAULT_TARGET", "PRUNERS", "MaskGroup", "Pruner", "Scope", "Target", "targets_of_list", "targets_of_map"]
+
+PRUNERS: Registry[Pruner] = Registry("pruner", "distiller_ng.pruning")
+
+#: Key of a map of targets that stands for every parameter not named by another key.
+DEFAULT_TARGET = "*"
+
+#: ``layer``: each tensor is decided alone. ``global``: one decision over all targeted tensors together.
+Scope: TypeAlias = Literal["layer", "global"]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One thing a user wrote to name parameters, and where: ``Target("conv1.weight", ("levels", "conv1.weight"))``."""
+
+    text: str
+    argument: tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MaskGroup:
+    """Parameters whose masks are decided together (canonical names; a leader stands first)."""
+
+    names: tuple[str, ...]
+
+
+class Pruner(ABC):
+    """Base of all pruners.
+
+    ``schedule``: the target sparsity over the policy's window, instead of a fixed level, e.g.
+    ``{class: AGP, initial_sparsity: 0.05, final_sparsity: 0.9}``. ``scope``: "layer" or "global". ``pattern``: "N:M",
+    at most N live weights in M consecutive ones.
+
+    Subclasses implement :meth:`targets` and :meth:`compute_masks`. Registering is one line::
+
+        @PRUNERS.register("MyPruner", injected=("name",))
+        class MyPruner(Pruner): ...
+    """
+
+    #: Whether masks hold only 0 and 1.
+    binary_masks: ClassVar[bool] = True
+    #: Whether optimizer state of weights that change between pruned and live is zeroed.
+    resets_optimizer_state: ClassVar[bool] = False
+    #: Whether the epoch before each active one must be observed (:meth:`start_observing`).
+    observes: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        schedule: ScheduleLike | None = None,
+        scope: Scope = "layer",
+        pattern: str | int | None = None,
+    ) -> None:
+        if scope not in get_args(Scope):
+            raise ArgumentError(f"scope is 'layer' or 'global', got {scope!r}", argument=("scope",))
+        self.name = name
+        self.schedule: SparsitySchedule | None = None if schedule is None else as_schedule(schedule)
+        self.scope = scope
+        self.pattern: NMPattern | None = None if pattern is None else NMPattern.parse(pattern)
+        #: Set by a policy's ``levels`` argument; overrides what the constructor was given.
+        self.levels: Any = None
+        self._bound: dict[str, Target] = {}
+
+    @property
+    def owner(self) -> str:
+        """The name under which this pruner's masks are kept; policies that share a pruner share its masks."""
+        return self.name or type(self).__name__
+
+    # -- targets ----------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def targets(self) -> Sequence[Target]:
+        """What the user named, in order; ``*`` last."""
+
+    def bind(self, parameters: ParameterIndex, *, strict: bool = True) -> list[str]:
+        """Resolve the targets on a model and return the canonical names, in the order they are named.
+
+        The first target that names a parameter decides about it, an exact name before any pattern. Nothing is changed
+        on the model. Raises :class:`TargetError` for a target that matches nothing, unless ``strict`` is False.
+        """
+        bound: dict[str, Target] = {}
+        exact: dict[str, Target] = {}
+        default: Target | None = None
+        for target in self.targets():
+            if target.text == DEFAULT_TARGET:
+                default = target
+                continue
+            found = parameters.find(target.text)
+            if found is not None:
+                exact.setdefault(found, target)
+                bound.setdefault(found, target)
+            elif strict or target.text in parameters:
+                for name in parameters.match(target.text, argument=target.argument):
+                    bound.setdefault(name, target)
+        bound.update(exact)
+        if default is not None:
+            for name in parameters:
+                bound.setdefault(name, default)
+        self._bound = bound
+        return list(bound)
+
+    @property
+    def names(self) -> list[str]:
+        """Canonical names of the parameters this pruner masks; empty before :meth:`bind`."""
+        return list(self._bound)
+
+    def target_of(self, name: str) -> str:
+        """The text of the target that named this parameter (a key of the user's map)."""
+        return self._bound[name].text
+
+    # -- masks ------------------------------------------------------------------------------------------------------
+
+    def groups(self, parameters: ParameterIndex) -> Sequence[MaskGroup]:
+        """What is decided together: each parameter alone, or all at once with ``scope: global``."""
+        if self.scope == "global":
+            return [MaskGroup(tuple(self.names))] if self.names else []
+        return [MaskGroup((name,)) for name in self.names]
+
+    @abstractmethod
+    def compute_masks(self, group: MaskGroup, ctx: StepContext) -> Mapping[str, Tensor]:
+        """Masks (parameter's shape and dtype, 1 = keep) for a group.
+
+        A name that is left out keeps the mask it has. Weights must not be changed; rank ``ctx.weight(name)``.
+        """
+
+    def update_weights_(self, ctx: StepContext) -> None:
+        """Change weights after the masks were decided (reconstruction); most pruners do nothing here."""
+
+    def planned_sparsity(self, name: str, window: PolicyWindow) -> float | None:
+        """The sparsity the parameter should have after ``window``; None where it depends on the weights."""
+        return None if self.schedule is None else self.schedule.target(1.0)
+
+    def check(self, window: PolicyWindow, parameters: ParameterIndex) -> None:
+        """Refuse a window or model this pruner cannot work with, before anything changes."""
+
+    # -- observing --------------------------------------------------------------------------------------------------
+
+    def start_observing(self, ctx: StepContext) -> None:
+        """Begin to collect what the next decision needs (``observes`` only)."""
+
+    def stop_observing(self) -> None:
+        """Stop collecting and remove every hook."""
+
+    # -- state ------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs beyond the constructor's arguments: plain values and tensors."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore :meth:`state_dict`."""
+        if state:
+            raise CheckpointError(f"pruner {self.owner!r} keeps no state, but the checkpoint holds {sorted(state)}")
+
+    # -- Distiller's direct call ------------------------------------------------------------------------------------
+
+    def set_param_mask(
+        self,
+        param: Tensor,
+        param_name: str,
+        zeros_mask_dict: MutableMapping[str, ParameterMasker],
+        meta: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Decide the mask of one parameter now and put it in ``zeros_mask_dict``; Distiller's entry point.
+
+        ``meta`` may hold ``starting_epoch``, ``ending_epoch``, ``frequency``, ``current_epoch``, ``model``. A parameter
+        this pruner does not target is left alone.
+        """
+        ctx = _direct_context(param, param_name, zeros_mask_dict, meta or {})
+        self.bind(ctx.parameters, strict=False)
+        name = ctx.parameters.find(param_name) or param_name
+        for group in self.groups(ctx.parameters):
+            if name in group.names:
+                masks = self.compute_masks(group, ctx)
+                if name in masks:
+                    zeros_mask_dict[param_name].set(masks[name], owner=self.owner, binary=self.binary_masks)
+
+
+def _direct_context(
+    param: Tensor, param_name: str, masks: MutableMapping[str, ParameterMasker], meta: Mapping[str, Any]
+) -> StepContext:
+    if isinstance(masks, MaskRegistry) and param_name in masks.parameters:
+        parameters = masks.parameters
+        registry = masks
+    else:
+        parameters = ParameterIndex.of_tensors({param_name: param})
+        registry = MaskRegistry(parameters)
+        for name, masker in masks.items():
+            if name in parameters and masker is not None:
+                for owner, mask in masker.owners.items():
+                    registry.set(name, mask, owner=owner)
+    model = meta.get("model")
+    start, end = meta.get("starting_epoch", 0), meta.get("ending_epoch", 1)
+    frequency = meta.get("frequency") or 1
+    return StepContext(
+        model=model if isinstance(model, nn.Module) else nn.Identity(),
+        parameters=parameters,
+        masks=registry,
+        window=PolicyWindow.from_range(start, end, frequency),
+        position=TrainPosition(int(meta.get("current_epoch", start))),
+    )
+
+
+def targets_of_list(argument: str, names: str | Iterable[str]) -> list[Target]:
+    """Targets of a list argument (a plain string is a list of one): ``weights: [conv1.weight, 're:layer1.*weight']``."""
+    if isinstance(names, str):
+        return [Target(names, (argument,))]
+    return [Target(name, (argument, position)) for position, name in enumerate(names)]
+
+
+def targets_of_map(argument: str, names: Iterable[str]) -> list[Target]:
+    """Targets of a map argument, by key: ``levels: {conv1.weight: 0.5, '*': 0.2}``."""
+    return [Target(name, (argument, name)) for name in names]

@@ -1,0 +1,1 @@
+"""Sparsity as a function of progress, one curve a file (layer 2)."""

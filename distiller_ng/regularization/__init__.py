@@ -1,0 +1,1 @@
+"""Regularizers, one a file (layer 2)."""
