@@ -87,9 +87,10 @@ def nm_mask(scores: Tensor, pattern: NMPattern) -> Tensor:
         return mask
     whole = groups * pattern.m
     shape = (*scores.shape[:dim], groups, pattern.m, *scores.shape[dim + 1 :])
-    grouped = scores.detach().narrow(dim, 0, whole).reshape(shape).movedim(dim + 1, 0)
-    keep = _ranks(grouped) >= pattern.m - pattern.n
-    mask.narrow(dim, 0, whole).copy_(keep.movedim(0, dim + 1).flatten(dim, dim + 1))
+    ranks = _ranks(scores.detach().narrow(dim, 0, whole).reshape(shape).movedim(dim + 1, 0))
+    kept = mask.narrow(dim, 0, whole).view(shape).movedim(dim + 1, 0)  # a view of the mask
+    for position in range(pattern.m):
+        kept[position].copy_(ranks[position] >= pattern.m - pattern.n)
     return mask
 
 
