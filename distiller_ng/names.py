@@ -64,6 +64,7 @@ class ParameterIndex(Mapping[str, nn.Parameter]):
 
     def __init__(self, model: nn.Module) -> None:
         self._model = weakref.ref(model)
+        self._owned: nn.Module | None = None  # kept alive by the index itself: loose tensors have no model
         self.refresh()
 
     def refresh(self) -> None:
@@ -85,8 +86,8 @@ class ParameterIndex(Mapping[str, nn.Parameter]):
     def of_tensors(cls, tensors: Mapping[str, Tensor]) -> ParameterIndex:
         """An index over loose tensors that belong to no model, e.g. to ask a pruner for one mask."""
         index = cls.__new__(cls)
-        holder = index._holder = nn.Module()
-        index._model = weakref.ref(holder)
+        index._owned = nn.Module()
+        index._model = weakref.ref(index._owned)
         index._parameters = dict(tensors)  # type: ignore[arg-type]
         index._aliases = {name: name for name in tensors} | {canonical_name(name): name for name in tensors}
         index._raw = {name: name for name in tensors}
@@ -126,7 +127,7 @@ class ParameterIndex(Mapping[str, nn.Parameter]):
         return self._raw[self.find(name) or name]
 
     def prunable(self) -> list[str]:
-        """Weights of convolutions, linear, recurrent and attention layers: dimension 2 or more, no norms, no embeddings."""
+        """Weights of convolution, linear, recurrent and attention layers; no norms, no embeddings, no biases."""
         names = []
         for module_name, module in self.model.named_modules():
             if not isinstance(module, _PRUNABLE_MODULES):

@@ -6,7 +6,7 @@ their product. A mask assigned directly (``registry[name].mask = t``) belongs to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -14,11 +14,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from distiller_ng.core.masker import USER, ParameterMasker
+from distiller_ng.core.masker import ParameterMasker
 from distiller_ng.errors import ArgumentError, CheckpointError, TargetError, did_you_mean
 from distiller_ng.names import ParameterIndex
 
-__all__ = ["MaskRegistry", "create_model_masks_dict"]
+__all__ = ["RESTORED", "MaskRegistry", "create_model_masks_dict"]
+
+#: Owner of masks read from a checkpoint that says nothing about owners; it yields to the first pruner that decides.
+RESTORED = "restored"
 
 
 class MaskRegistry(MutableMapping[str, ParameterMasker]):
@@ -85,6 +88,8 @@ class MaskRegistry(MutableMapping[str, ParameterMasker]):
             mask = mask.detach().to(device=parameter.device, dtype=parameter.dtype)
         masker = self._maskers.setdefault(found, self._new_masker(found))
         masker.reset_state = masker.reset_state or reset_state
+        if owner != RESTORED:
+            masker.set(None, owner=RESTORED)
         masker.set(mask, owner=owner, binary=binary)
 
     def release(self, owner: str, names: Iterable[str] | None = None) -> None:
@@ -141,14 +146,16 @@ class MaskRegistry(MutableMapping[str, ParameterMasker]):
                 torch._foreach_mul_(weights, masks)
         return None
 
-    def apply_forward_(self) -> None:
-        """Mask, before a forward pass, the weights of the forward-only and double-copy backends."""
-        for name in self._forward_names if self.has_forward_masks else ():
-            self._maskers[name].apply_mask(self.parameters[name])
+    def apply_forward_(self, names: Iterable[str] | None = None) -> None:
+        """Mask, before a forward pass, weights of the forward-only and double-copy backends: all, or ``names``."""
+        if self.has_forward_masks:
+            for name in self._forward_names if names is None else names:
+                if self._maskers[name].is_forward_only:
+                    self._maskers[name].apply_mask(self.parameters[name])
 
-    def revert_(self) -> None:
+    def revert_(self, names: Iterable[str] | None = None) -> None:
         """Put back the unmasked copies that the double-copy backend kept."""
-        for name in self._forward_names:
+        for name in self._forward_names if names is None else names:
             self._maskers[name].revert_weights(self.parameters[name])
 
     def attach(self, optimizer: Optimizer) -> RemovableHandle:

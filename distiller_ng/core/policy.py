@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -54,8 +54,10 @@ class Policy(ABC):
                 return PolicyLoss(ctx.loss + extra, LossComponent("inflation", extra))
     """
 
-    #: Hooks called in the epoch before each active epoch, e.g. to collect what the next decision needs.
-    observes_preceding_epoch: ClassVar[bool] = False
+    @property
+    def observes_preceding_epoch(self) -> bool:
+        """Whether the ``on_preceding_epoch_*`` hooks are wanted, to collect what the next decision needs."""
+        return False
 
     def on_epoch_begin(self, ctx: StepContext) -> None:
         """An active epoch begins, before its first minibatch."""

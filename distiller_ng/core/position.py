@@ -29,5 +29,5 @@ class TrainPosition:
 
     @property
     def step(self) -> int:
-        """Absolute optimizer step, assuming every epoch has as many: ``epoch * minibatches_per_epoch + minibatch_id``."""
+        """Absolute optimizer step, were every epoch this long: ``epoch * minibatches_per_epoch + minibatch_id``."""
         return self.epoch * self.minibatches_per_epoch + self.minibatch_id

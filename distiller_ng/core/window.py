@@ -71,6 +71,36 @@ class PolicyWindow:
             )
         return cls(start, limit, frequency)
 
+    @classmethod
+    def from_arguments(
+        cls,
+        epochs: Sequence[int] | None = None,
+        starting_epoch: float | None = None,
+        ending_epoch: float | None = None,
+        frequency: float | None = 1,
+    ) -> PolicyWindow:
+        """Distiller's four arguments: either ``epochs``, or the other three. Raises :class:`ArgumentError`."""
+        if epochs is not None:
+            if starting_epoch is not None or ending_epoch is not None:
+                raise ArgumentError(
+                    "give either epochs, or starting_epoch and ending_epoch, not both", argument=("epochs",)
+                )
+            return cls.from_epochs(epochs)
+        if starting_epoch is None or ending_epoch is None or frequency is None:
+            given = {"starting_epoch": starting_epoch, "ending_epoch": ending_epoch, "frequency": frequency}
+            missing = [name for name, value in given.items() if value is None]
+            raise ArgumentError(
+                f"{' and '.join(missing)} missing: give epochs, or starting_epoch, ending_epoch and frequency",
+                argument=(missing[0],),
+            )
+        return cls.from_range(starting_epoch, ending_epoch, frequency)
+
+    def __str__(self) -> str:
+        if self.epochs is not None:
+            return f"epochs {', '.join(map(str, self.epochs))}"
+        end = "open end" if math.isinf(self.end) else f"{self.end:g}"
+        return f"epochs {self.start:g} to {end}, every {self.frequency:g}"
+
     @property
     def is_fractional(self) -> bool:
         """Whether the window acts between epoch boundaries."""

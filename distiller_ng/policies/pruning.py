@@ -1,0 +1,259 @@
+"""The pruning policy: when a pruner decides, and how its masks act (layer 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from torch import Tensor
+
+from distiller_ng.core.context import StepContext
+from distiller_ng.core.distributed import broadcast_masks
+from distiller_ng.core.policy import Policy
+from distiller_ng.core.window import PolicyWindow
+from distiller_ng.errors import ArgumentError, did_you_mean
+from distiller_ng.graph.module_flow import fold_batch_norm_weights
+from distiller_ng.names import ParameterIndex
+from distiller_ng.pruning.base import Pruner
+from distiller_ng.pruning.legacy import as_pruner
+
+__all__ = ["PruningArgs", "PruningPolicy"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PruningArgs:
+    """The ``args:`` of a pruner policy.
+
+    ``levels``: overrides the pruner's levels while this policy runs. ``keep_mask``: at the end of the window the masks
+    become permanent, whatever backend was used. ``mini_batch_pruning_frequency``: decide again every that many
+    optimizer steps (0: once an epoch). ``mask_on_forward_only``: do not mask again after the optimizer step.
+    ``mask_gradients``: mask gradients too (needs ``mask_on_forward_only``). ``use_double_copies``: masked weights for
+    forward and backward, the step updates an unmasked copy. ``discard_masks_at_minibatch_end``: a decision lasts one
+    minibatch. ``skip_first_minibatch``: decide first in the second minibatch of the first epoch. ``fold_batchnorm``:
+    rank filters as the batch norm behind them scales them.
+
+    Ours, not Distiller's: ``zero_masked_gradients`` zeroes gradients of masked weights whatever the backend, so that
+    gradient clipping does not count dead weights; ``reset_optimizer_state`` zeroes the optimizer's state of weights
+    that change between pruned and live (default: what the pruner says, off for Distiller's pruners).
+    """
+
+    levels: float | Mapping[str, float] | None = None
+    keep_mask: bool = False
+    mini_batch_pruning_frequency: int = 0
+    mask_on_forward_only: bool = False
+    mask_gradients: bool = False
+    use_double_copies: bool = False
+    discard_masks_at_minibatch_end: bool = False
+    skip_first_minibatch: bool = False
+    fold_batchnorm: bool = False
+    zero_masked_gradients: bool = False
+    reset_optimizer_state: bool | None = None
+
+    def __post_init__(self) -> None:
+        frequency = self.mini_batch_pruning_frequency
+        if isinstance(frequency, bool) or not isinstance(frequency, int) or frequency < 0:
+            raise ArgumentError(
+                f"mini_batch_pruning_frequency is a number of steps, 0 = once an epoch; got {frequency!r}",
+                argument=("mini_batch_pruning_frequency",),
+            )
+        if self.mask_gradients and not self.mask_on_forward_only:
+            raise ArgumentError(
+                "mask_gradients needs mask_on_forward_only: true; to zero the gradients of masked weights with any "
+                "backend write zero_masked_gradients: true",
+                argument=("mask_gradients",),
+            )
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any] | PruningArgs | None) -> PruningArgs:
+        """From a mapping; raises :class:`ArgumentError` for a key that does not exist."""
+        if isinstance(values, PruningArgs):
+            return values
+        known = [field.name for field in fields(cls)]
+        for key in values or {}:
+            if key not in known:
+                raise ArgumentError(f"PruningPolicy has no argument {key!r}. {did_you_mean(key, known)}", argument=(key,))
+        return cls(**(values or {}))
+
+
+class PruningPolicy(Policy):
+    """Runs one pruner: new masks at every active epoch (or optimizer step), applied by the scheduler.
+
+    ``pruner`` is a :class:`Pruner`, or an object with Distiller's ``set_param_mask``. ``pruner_args`` are documented at
+    :class:`PruningArgs`; ``classes`` and ``layers`` are Distiller's, accepted and unused there and here. Masks outlive
+    the window: what was pruned stays pruned. Under data parallelism rank 0 decides for all ranks.
+    """
+
+    def __init__(
+        self,
+        pruner: Any,
+        pruner_args: Mapping[str, Any] | PruningArgs | None = None,
+        classes: Any = None,
+        layers: Any = None,
+    ) -> None:
+        self.pruner: Pruner = as_pruner(pruner)
+        self.args = PruningArgs.of(pruner_args)
+        self.classes, self.layers = classes, layers
+        self._initialized = False
+        self._decides_at: int | None = None  # optimizer step of the first epoch, with skip_first_minibatch
+
+    # -- hooks ------------------------------------------------------------------------------------------------------
+
+    def on_epoch_begin(self, ctx: StepContext) -> None:
+        """Decide the masks of this epoch."""
+        if self.args.skip_first_minibatch and not self._initialized:
+            self._decides_at = 1
+            self._initialize(ctx)
+            return
+        self.on_update(ctx)
+
+    def on_update(self, ctx: StepContext) -> None:
+        """Decide now."""
+        self._initialize(ctx)
+        pruner = self.pruner
+        if self.args.levels is not None:
+            pruner.levels = self.args.levels
+        if not pruner.names:
+            pruner.bind(ctx.parameters)
+        if self.args.fold_batchnorm:
+            folded = fold_batch_norm_weights(ctx.model, pruner.names, ctx.example_inputs)
+            ctx = replace(ctx, ranking_weights=folded)
+        masks: dict[str, Tensor] = {}
+        for group in pruner.groups(ctx.parameters):
+            masks.update(pruner.compute_masks(group, ctx))
+        reset = self.args.reset_optimizer_state
+        for name, mask in broadcast_masks(masks).items():
+            ctx.masks.set(
+                name,
+                mask,
+                owner=pruner.owner,
+                binary=pruner.binary_masks,
+                reset_state=pruner.resets_optimizer_state if reset is None else reset,
+            )
+        pruner.update_weights_(ctx)
+
+    def on_minibatch_begin(self, ctx: StepContext) -> None:
+        """Decide again where that is due, and mask the forward-only backends."""
+        self._hook_gradients(ctx)
+        step = ctx.position.minibatch_id
+        frequency = self.args.mini_batch_pruning_frequency
+        periodic = step > 0 and frequency > 0 and ctx.position.step % frequency == 0
+        first = self._decides_at is not None and step >= self._decides_at
+        if ctx.is_step and (periodic or first):
+            self._decides_at = None
+            self.on_update(ctx)
+        if self._is_forward_only:
+            ctx.masks.apply_changes_()
+            ctx.masks.apply_forward_(self.pruner.names)
+
+    def before_parameter_optimization(self, ctx: StepContext) -> None:
+        """Put the unmasked copies back for the optimizer to update."""
+        ctx.masks.revert_(self.pruner.names)
+
+    def on_minibatch_end(self, ctx: StepContext) -> None:
+        """Forget the masks of this minibatch, where they last no longer."""
+        if ctx.is_step:
+            ctx.masks.release(self.pruner.owner, self.pruner.names)
+
+    def on_window_end(self, ctx: StepContext) -> None:
+        """Finish the last ramp, make masks permanent or release them, and remove the gradient hooks."""
+        if ctx.window.is_fractional:
+            self.on_update(ctx)  # the due steps stop short of the end, the planned level must be reached
+        for name in self.pruner.names:
+            masker = ctx.masks[name]
+            if masker.backward_hook_handle is not None:
+                masker.backward_hook_handle.remove()
+                masker.backward_hook_handle = None
+            if self.args.keep_mask and masker.is_forward_only:
+                masker.revert_weights(ctx.parameters[name])
+                masker.use_double_copies = masker.mask_on_forward_only = False
+        if self.pruner.releases_at_window_end:
+            ctx.masks.release(self.pruner.owner, self.pruner.names)
+        ctx.masks.apply_changes_()
+
+    @property
+    def observes_preceding_epoch(self) -> bool:
+        """Whether the pruner wants to see the epoch before it decides (activation pruners)."""
+        return self.pruner.observes
+
+    def on_preceding_epoch_begin(self, ctx: StepContext) -> None:
+        """Let the pruner collect."""
+        if not self.pruner.names:
+            self.pruner.bind(ctx.parameters)
+        self.pruner.start_observing(ctx)
+
+    def on_preceding_epoch_end(self, ctx: StepContext) -> None:
+        """Stop collecting."""
+        self.pruner.stop_observing()
+
+    def listens_to(self, hook: str) -> bool:
+        """Only what the arguments call for: a plain policy costs nothing in a minibatch."""
+        args = self.args
+        if hook == "on_minibatch_begin":
+            per_step = args.mini_batch_pruning_frequency > 0 or args.skip_first_minibatch
+            return self._is_forward_only or self._masks_gradients or per_step
+        if hook == "before_parameter_optimization":
+            return args.use_double_copies
+        if hook == "on_minibatch_end":
+            return args.discard_masks_at_minibatch_end
+        return super().listens_to(hook)
+
+    # -- checks and state -------------------------------------------------------------------------------------------
+
+    def check(self, window: PolicyWindow, parameters: ParameterIndex) -> None:
+        """Resolve the pruner's targets on the model; raises :class:`TargetError` for one that matches nothing."""
+        self.pruner.bind(parameters)
+        self.pruner.check(window, parameters)
+
+    def planned_sparsity(self, window: PolicyWindow, parameters: ParameterIndex) -> Mapping[str, float | None]:
+        """The sparsity each targeted parameter should end with."""
+        return {name: self.pruner.planned_sparsity(name, window) for name in self.pruner.names}
+
+    def describe(self) -> str:
+        """The pruner's name and class."""
+        return f"pruner {self.pruner.owner!r} ({type(self.pruner).__name__})"
+
+    def state_dict(self) -> dict[str, Any]:
+        """The pruner's state and what was already set up."""
+        return {
+            "initialized": self._initialized,
+            "decides_at": self._decides_at,
+            "pruner": self.pruner.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore :meth:`state_dict`."""
+        self._initialized = bool(state["initialized"])
+        self._decides_at = state["decides_at"]
+        self.pruner.load_state_dict(state["pruner"])
+
+    # -- internals --------------------------------------------------------------------------------------------------
+
+    @property
+    def _is_forward_only(self) -> bool:
+        return self.args.mask_on_forward_only or self.args.use_double_copies
+
+    @property
+    def _masks_gradients(self) -> bool:
+        return self.args.mask_gradients or self.args.zero_masked_gradients
+
+    def _initialize(self, ctx: StepContext) -> None:
+        """Set the backend of the targeted parameters, the first time the policy is active."""
+        if self._initialized:
+            return
+        self._initialized = True
+        if not self.pruner.names:
+            self.pruner.bind(ctx.parameters)
+        for name in self.pruner.names:
+            masker = ctx.masks[name]
+            if masker.mask_on_forward_only != self.args.mask_on_forward_only:
+                masker.mask_on_forward_only = self.args.mask_on_forward_only
+            if masker.use_double_copies != self.args.use_double_copies:
+                masker.use_double_copies = self.args.use_double_copies
+
+    def _hook_gradients(self, ctx: StepContext) -> None:
+        """Install the gradient hooks; done here, so that a resumed run gets them too."""
+        for name in self.pruner.names if self._masks_gradients else ():
+            masker, parameter = ctx.masks[name], ctx.parameters[name]
+            if masker.backward_hook_handle is None and parameter.requires_grad:
+                masker.backward_hook_handle = parameter.register_hook(masker.mask_gradient)
