@@ -8,7 +8,6 @@ A target is an exact name (``layer1.0.conv1.weight``), a pattern (``re:layer1\\.
 from __future__ import annotations
 
 import re
-import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from torch import Tensor, nn
@@ -59,21 +58,19 @@ def unwrap(model: nn.Module) -> nn.Module:
 class ParameterIndex(Mapping[str, nn.Parameter]):
     """The parameters of one model under their canonical names, in model order.
 
-    Tied parameters appear once, under their first name; their other names resolve to it. The model is held weakly.
+    Tied parameters appear once, under their first name; their other names resolve to it.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._model = weakref.ref(model)
-        self._owned: nn.Module | None = None  # kept alive by the index itself: loose tensors have no model
+        self.model = model
         self.refresh()
 
     def refresh(self) -> None:
         """Read the model again, after parameters were added, removed or replaced."""
-        model = self.model
         self._parameters: dict[str, nn.Parameter] = {}
         self._aliases: dict[str, str] = {}
         first_name: dict[int, str] = {}
-        raw = dict(model.named_parameters(remove_duplicate=False))
+        raw = dict(self.model.named_parameters(remove_duplicate=False))
         for short, name in strip_wrappers(raw).items():
             parameter = raw[name]
             owner = first_name.setdefault(id(parameter), short)
@@ -86,20 +83,11 @@ class ParameterIndex(Mapping[str, nn.Parameter]):
     def of_tensors(cls, tensors: Mapping[str, Tensor]) -> ParameterIndex:
         """An index over loose tensors that belong to no model, e.g. to ask a pruner for one mask."""
         index = cls.__new__(cls)
-        index._owned = nn.Module()
-        index._model = weakref.ref(index._owned)
+        index.model = nn.Module()
         index._parameters = dict(tensors)  # type: ignore[arg-type]
         index._aliases = {name: name for name in tensors} | {canonical_name(name): name for name in tensors}
         index._raw = {name: name for name in tensors}
         return index
-
-    @property
-    def model(self) -> nn.Module:
-        """The indexed model; raises ``ReferenceError`` once it is gone."""
-        model = self._model()
-        if model is None:
-            raise ReferenceError("the model this index was built from no longer exists")
-        return model
 
     def __getitem__(self, name: str) -> nn.Parameter:
         found = self.find(name)

@@ -39,7 +39,7 @@ class StepContext:
     position: TrainPosition
     optimizer: Optimizer | None = None
     loss: Tensor | None = None
-    metrics: Mapping[str, float] = _NO_METRICS
+    metrics: Mapping[str, float] = field(default_factory=lambda: _NO_METRICS)
     is_step: bool = True
     is_last_minibatch: bool = False
     example_inputs: tuple[Any, ...] | None = None
