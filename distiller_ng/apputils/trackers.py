@@ -1,0 +1,117 @@
+"""Which epochs were best so far: by accuracy, or by sparsity first (layer 5)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from distiller_ng.errors import ArgumentError, CheckpointError
+
+__all__ = ["PerformanceRecord", "SparsityAccuracyTracker", "TrainingPerformanceTracker"]
+
+_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class PerformanceRecord:
+    """Scores of one epoch.
+
+    ``sparsity`` is a percentage of zeros (0..100, as Distiller reports it) and ``params_nnz_cnt`` the number of values
+    that are not zero, both over the weights that count; ``top1`` and ``top5`` are percentages.
+    """
+
+    sparsity: float
+    params_nnz_cnt: int
+    top1: float
+    top5: float
+    epoch: int
+
+
+class TrainingPerformanceTracker:
+    """Ranks epochs by ``(top1, top5, epoch)``, best first; of equal scores the later epoch is better.
+
+    ``num_best_scores`` (1 or more) is how many :meth:`best_scores` gives at most. Subclasses override :meth:`rank`.
+    Example: after top-1 of 90, 92 and 91 in epochs 0, 1, 2 the best two are epochs 1 and 2.
+    """
+
+    def __init__(self, num_best_scores: int) -> None:
+        if num_best_scores < 1:
+            raise ArgumentError(
+                f"num_best_scores must be 1 or more, not {num_best_scores}", argument=("num_best_scores",)
+            )
+        self.max_len = num_best_scores
+        self.perf_scores_history: list[PerformanceRecord] = []
+
+    def rank(self, record: PerformanceRecord) -> tuple[float, ...]:
+        """The sort key; greater is better."""
+        return record.top1, record.top5, record.epoch
+
+    def step(self, model: nn.Module, epoch: int, *, top1: float, top5: float) -> PerformanceRecord:
+        """Record the scores ``model`` reached in ``epoch`` and return the record."""
+        total, nonzero = _count_weights(model)
+        sparsity = 100.0 * (1.0 - nonzero / total) if total else 0.0
+        record = PerformanceRecord(sparsity, nonzero, float(top1), float(top5), epoch)
+        self.perf_scores_history.append(record)
+        self._sort()
+        return record
+
+    def best_scores(self, how_many: int = 1) -> list[PerformanceRecord]:
+        """The best epochs so far, best first: ``how_many``, at most ``num_best_scores``; 0 asks for all of those."""
+        count = self.max_len if how_many < 1 else min(how_many, self.max_len)
+        return self.perf_scores_history[:count]
+
+    def reset(self) -> None:
+        """Forget all epochs."""
+        self.perf_scores_history.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Every record as plain numbers, for a checkpoint."""
+        return {"version": _VERSION, "records": [asdict(record) for record in self.perf_scores_history]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from :meth:`state_dict`; raises :class:`CheckpointError` when it is not one."""
+        if state.get("version") != _VERSION:
+            raise CheckpointError(f"tracker state has version {state.get('version')!r}, expected {_VERSION}")
+        try:
+            records = [PerformanceRecord(**record) for record in state["records"]]
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"tracker state is damaged: {error}") from error
+        self.perf_scores_history = records
+        self._sort()
+
+    def _sort(self) -> None:
+        # NaN compares false with everything and would leave the list half sorted: a diverged epoch ranks last.
+        self.perf_scores_history.sort(
+            key=lambda record: tuple(-math.inf if math.isnan(part) else part for part in self.rank(record)),
+            reverse=True,
+        )
+
+
+class SparsityAccuracyTracker(TrainingPerformanceTracker):
+    """Ranks epochs by ``(-params_nnz_cnt, top1, top5, epoch)``: the sparsest model first, accuracy among equals.
+
+    Example: 80 % sparsity at top-1 70 comes before 50 % at top-1 90.
+    """
+
+    def rank(self, record: PerformanceRecord) -> tuple[float, ...]:
+        """Fewest values that are not zero first, then accuracy."""
+        return -record.params_nnz_cnt, *super().rank(record)
+
+
+def _count_weights(model: nn.Module) -> tuple[int, int]:
+    """Values, and values that are not zero, of parameters of dimension 2 or 4 called weight or bias (Distiller's rule).
+
+    ResNet-20 for CIFAR-10 counts 270,896 values: biases and batch-norm scales, which have dimension 1, stay out.
+    """
+    counted = list(_counted(model))
+    return sum(p.numel() for p in counted), sum(int(p.count_nonzero()) for p in counted)
+
+
+def _counted(model: nn.Module) -> Iterator[Tensor]:
+    for name, parameter in model.named_parameters():
+        if parameter.dim() in (2, 4) and ("weight" in name or "bias" in name):
+            yield parameter.detach()
