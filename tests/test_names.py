@@ -8,7 +8,6 @@ from distiller_ng.errors import ArgumentError, TargetError
 from distiller_ng.names import ParameterIndex, canonical_name, unwrap
 
 
-
 class Net(nn.Module):
     def __init__(self):
         super().__init__()

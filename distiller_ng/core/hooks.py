@@ -59,9 +59,10 @@ class HookDriver:
         self._metrics: dict[str, float] = {}
         self._finished = False
         # Of loops that use the short form: generators when the open epoch's loader was started, where to continue
-        # after load_state_dict, and whether the open epoch's minibatches were all consumed.
+        # after load_state_dict, the loader's own generators, and whether the open epoch's minibatches were all consumed.
         self._epoch_rng: dict[str, Any] | None = None
         self._resume: ResumePoint | None = None
+        self._generators: dict[str, torch.Generator] = {}
         self._drained = False
         if optimizer is not None:
             self.attach(optimizer)
@@ -335,4 +336,3 @@ class HookDriver:
             example_inputs=self.example_inputs,
             **extra,
         )
-

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 __all__ = ["ResumePoint", "capture_rng", "restore_rng"]
 
@@ -18,7 +19,8 @@ class ResumePoint:
     """What a loop that calls the hooks itself must restore after ``load_state_dict``.
 
     Continue in ``epoch`` with minibatch ``minibatch_id`` (0 = a fresh epoch) of ``minibatches_per_epoch`` (0 = not
-    known yet), drawn in the order the interrupted epoch had, with the generators set by :meth:`restore_rng`.
+    known yet), drawn in the order the interrupted epoch had, with the generators set by :meth:`restore_rng` and the
+    loader's own ones set to ``generators``.
     ``scheduler.epochs()`` and ``scheduler.minibatches(loader)`` do all of this themselves.
     """
 
@@ -26,6 +28,7 @@ class ResumePoint:
     minibatch_id: int
     minibatches_per_epoch: int
     rng: Mapping[str, Any]
+    generators: Mapping[str, Tensor]
 
     def restore_rng(self) -> None:
         """Set Python's, NumPy's and torch's generators to where they were when the state was saved."""

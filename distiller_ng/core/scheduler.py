@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from distiller_ng.core.resume import capture_rng, restore_rng
@@ -116,11 +117,14 @@ class CompressionScheduler(StatefulScheduler):
     def _start(self, loader: Iterable[B], total: int) -> tuple[Iterator[B], int]:
         """An iterator over the epoch's loader, moved to where the epoch stands, and the next minibatch's id."""
         life, resume = self._lifecycle, self._resume
+        self._generators = _generators(loader)
         if hasattr(getattr(loader, "sampler", None), "set_epoch"):
             loader.sampler.set_epoch(life.epoch)  # type: ignore[attr-defined]
         self._resume = None
         if not life.is_restored or life.minibatch_id < 0:
-            self._epoch_rng = _capture(loader)
+            if resume is not None:
+                _set_generators(self._generators, resume.generators)
+            self._epoch_rng = {**capture_rng(), "own": self._generator_states()}
             return iter(loader), 0
         if total != life.minibatches_per_epoch:
             raise LifecycleError(
@@ -132,7 +136,8 @@ class CompressionScheduler(StatefulScheduler):
                 "the checkpoint was saved inside an epoch of a loop that did not use minibatches(): restore the "
                 "sampler's order and the generators (scheduler.resume_point) and call the hooks yourself"
             )
-        _restore(loader, self._epoch_rng)
+        restore_rng(self._epoch_rng)
+        _set_generators(self._generators, self._epoch_rng["own"])
         iterator = iter(loader)
         for _ in range(life.minibatch_id + 1):
             next(iterator)
@@ -151,7 +156,7 @@ def _length(loader: Iterable[Any]) -> int:
         ) from None
 
 
-def _generators(loader: Any) -> dict[str, Any]:
+def _generators(loader: Any) -> dict[str, torch.Generator]:
     """The loader's and its sampler's own generators, each once."""
     found = {"loader": getattr(loader, "generator", None)}
     sampler = getattr(getattr(loader, "sampler", None), "generator", None)
@@ -160,13 +165,7 @@ def _generators(loader: Any) -> dict[str, Any]:
     return {name: generator for name, generator in found.items() if generator is not None}
 
 
-def _capture(loader: Any) -> dict[str, Any]:
-    own = {name: generator.get_state() for name, generator in _generators(loader).items()}
-    return {**capture_rng(), "own": own}
-
-
-def _restore(loader: Any, state: dict[str, Any]) -> None:
-    restore_rng(state)
-    for name, generator in _generators(loader).items():
-        if name in state["own"]:
-            generator.set_state(state["own"][name].cpu())
+def _set_generators(generators: Mapping[str, torch.Generator], states: Mapping[str, Tensor]) -> None:
+    for name, generator in generators.items():
+        if name in states:
+            generator.set_state(states[name].cpu())

@@ -57,6 +57,7 @@ class StatefulScheduler(HookDriver):
             },
             "epoch_rng": self._epoch_rng,
             "rng": capture_rng(),
+            "generators": self._generator_states(),
         }
 
     def load_state_dict(
@@ -115,6 +116,10 @@ class StatefulScheduler(HookDriver):
         """Where and how a loop of your own must continue after ``load_state_dict``; None without one."""
         return self._resume
 
+    def _generator_states(self) -> dict[str, Tensor]:
+        """The state of the loader's own generators."""
+        return {name: generator.get_state() for name, generator in self._generators.items()}
+
     def _restore_position(self, state: Mapping[str, Any]) -> None:
         loop = state["loop"]
         self._lifecycle.load_state_dict(state["lifecycle"])
@@ -134,6 +139,7 @@ class StatefulScheduler(HookDriver):
             life.minibatch_id + 1 if inside else 0,
             life.minibatches_per_epoch if inside else 0,
             state["rng"],
+            state["generators"],
         )
         if inside:
             logger.info(

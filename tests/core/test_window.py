@@ -60,7 +60,11 @@ def test_fractional_window():
 
 def test_fractions_survive_rounding():
     window = PolicyWindow.from_range(0.3, 0.9, 0.1)
-    fired = [i for i in range(1, 10) if window.due_count(TrainPosition(0, i, 10)) > window.due_count(TrainPosition(0, i - 1, 10))]
+    fired = [
+        i
+        for i in range(1, 10)
+        if window.due_count(TrainPosition(0, i, 10)) > window.due_count(TrainPosition(0, i - 1, 10))
+    ]
     assert fired == [3, 4, 5, 6, 7, 8, 9]
 
 
