@@ -58,8 +58,8 @@ class HookDriver:
         self._last_micro_stepped = True
         self._metrics: dict[str, float] = {}
         self._finished = False
-        # Of loops that use the short form: generators when the open epoch's loader was started, where to continue
-        # after load_state_dict, the loader's own generators, and whether the open epoch's minibatches were all consumed.
+        # Of loops that use the short form: generators as the open epoch's loader found them, where to continue
+        # after load_state_dict, the loader's own generators, and whether the open epoch's loader is used up.
         self._epoch_rng: dict[str, Any] | None = None
         self._resume: ResumePoint | None = None
         self._generators: dict[str, torch.Generator] = {}

@@ -1,0 +1,35 @@
+# Each target does its own set-up: a machine needs Python >= 3.10 and make, nothing else.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test lint types schema bench clean
+
+demo: $(READY)  ## train a small CNN on digits, prune it to 90 %, show what came of it
+	$(BIN)/python examples/demo/run_demo.py
+
+test: $(READY)  ## every test, slow ones included
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/mypy --strict distiller_ng
+
+schema: $(READY)  ## write the editor schema again, after a class or argument changed
+	$(BIN)/python -m distiller_ng.config.schema --write schedules/schedule.schema.json
+
+bench: $(READY)
+	$(BIN)/python benchmarks/step_overhead.py --quick
+
+$(READY): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "Python 3.10 or newer is needed")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -e '.[demo,plots,tensorboard,dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
