@@ -7,6 +7,7 @@ values. Batch-norm scales and most biases have dimension 1 and stay out. Tied pa
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -106,6 +107,18 @@ def sparsity_table(title: str, tensors: Mapping[str, Tensor]) -> Table:
     return Table(title, SPARSITY_COLUMNS, tuple(rows))
 
 
+@overload
+def weights_sparsity_summary(
+    model: nn.Module, return_total_sparsity: Literal[False] = False, param_dims: Collection[int] = PARAM_DIMS
+) -> Table: ...
+
+
+@overload
+def weights_sparsity_summary(
+    model: nn.Module, return_total_sparsity: Literal[True], param_dims: Collection[int] = PARAM_DIMS
+) -> tuple[Table, float]: ...
+
+
 def weights_sparsity_summary(
     model: nn.Module, return_total_sparsity: bool = False, param_dims: Collection[int] = PARAM_DIMS
 ) -> Table | tuple[Table, float]:
@@ -115,6 +128,18 @@ def weights_sparsity_summary(
     """
     table = sparsity_table("Parameters:", dict(counted_weights(model, param_dims)))
     return (table, _total(table)) if return_total_sparsity else table
+
+
+@overload
+def weights_sparsity_tbl_summary(
+    model: nn.Module, return_total_sparsity: Literal[False] = False, param_dims: Collection[int] = PARAM_DIMS
+) -> str: ...
+
+
+@overload
+def weights_sparsity_tbl_summary(
+    model: nn.Module, return_total_sparsity: Literal[True], param_dims: Collection[int] = PARAM_DIMS
+) -> tuple[str, float]: ...
 
 
 def weights_sparsity_tbl_summary(
