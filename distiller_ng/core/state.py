@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -89,6 +89,8 @@ class StatefulScheduler(HookDriver):
             self.masks.load_state_dict(before)
             raise
         self._restore_position(state)
+        if self._lifecycle.phase != "idle":
+            self._observe_again(state["policies"])
 
     def init_from_masks_dict(
         self,
@@ -119,6 +121,13 @@ class StatefulScheduler(HookDriver):
     def _generator_states(self) -> dict[str, Tensor]:
         """The state of the loader's own generators."""
         return {name: generator.get_state() for name, generator in self._generators.items()}
+
+    def _observe_again(self, saved: Sequence[Mapping[str, Any]]) -> None:
+        """Continue what policies were collecting in the open epoch: hooks first, then what was collected so far."""
+        for entry, state in zip(self._entries, saved, strict=True):
+            if entry in self._active.preceding:
+                entry.policy.on_preceding_epoch_begin(self._context(entry, self._position))
+                entry.load_state_dict(state)
 
     def _restore_position(self, state: Mapping[str, Any]) -> None:
         loop = state["loop"]

@@ -1,0 +1,316 @@
+"""What a scheduled training step costs over the plain loop, against a floor and peers measured in the same run.
+
+    python benchmarks/step_overhead.py [--quick] [--output benchmarks/results/step_overhead.json]
+
+The floor is the plain step plus one bare ``torch._foreach_mul_`` over the same tensors. Variants are interleaved in one
+process and compared by medians of process CPU time on one thread, so that other load on the machine matters little.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.utils import parametrize, prune
+
+from distiller_ng.core.policy import Policy
+from distiller_ng.core.scheduler import CompressionScheduler
+from distiller_ng.models import create_model
+from distiller_ng.ops.masks import global_threshold_masks
+from distiller_ng.policies.pruning import PruningPolicy
+from distiller_ng.policies.regularization import RegularizationPolicy
+from distiller_ng.pruning.level import SparsityLevelParameterPruner
+
+Step = Callable[[], None]
+
+
+class Transformer(nn.Module):
+    """A 6-layer encoder of width 256."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(256, 4, 1024, dropout=0.0, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 6, enable_nested_tensor=False)
+        self.head = nn.Linear(256, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.encoder(x).mean(1))
+
+
+def mlp() -> nn.Module:
+    """1.3 M parameters."""
+    return nn.Sequential(nn.Linear(784, 1024), nn.ReLU(), nn.Linear(1024, 512), nn.ReLU(), nn.Linear(512, 10))
+
+
+CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "resnet20_b128": (lambda: create_model(False, "cifar10", "resnet20_cifar"), (128, 3, 32, 32)),
+    "resnet20_b8": (lambda: create_model(False, "cifar10", "resnet20_cifar"), (8, 3, 32, 32)),
+    "mlp_b32": (mlp, (32, 784)),
+    "transformer_b8": (Transformer, (8, 16, 256)),
+}
+
+
+def prunable(model: nn.Module) -> list[tuple[nn.Module, str]]:
+    """(module, parameter name) of every convolution, linear and attention weight."""
+    kinds = (nn.Conv2d, nn.Linear)
+    found = [(m, "weight") for m in model.modules() if isinstance(m, kinds)]
+    found += [(m, "in_proj_weight") for m in model.modules() if isinstance(m, nn.MultiheadAttention)]
+    return found
+
+
+def half_mask(weight: torch.Tensor) -> torch.Tensor:
+    """A random mask of 50 %."""
+    return (torch.rand_like(weight) < 0.5).to(weight.dtype)
+
+
+class Plain:
+    """The user's own loop."""
+
+    def __init__(self, model: nn.Module, shape: tuple[int, ...]) -> None:
+        self.model = copy.deepcopy(model)
+        self.prepare()
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-4, momentum=0.9)
+        self.x, self.y = torch.randn(shape), torch.randint(0, 10, (shape[0],))
+
+    def prepare(self) -> None:
+        """What the variant does to the model before training."""
+
+    def loss(self) -> torch.Tensor:
+        return nn.functional.cross_entropy(self.model(self.x), self.y)
+
+    def __call__(self) -> None:
+        self.optimizer.zero_grad()
+        self.loss().backward()
+        self.optimizer.step()
+
+
+class Floor(Plain):
+    """The plain step and one bare fused multiplication."""
+
+    def prepare(self) -> None:
+        self.weights = [getattr(m, n) for m, n in prunable(self.model)]
+        self.masks = [half_mask(w) for w in self.weights]
+
+    def __call__(self) -> None:
+        super().__call__()
+        with torch.no_grad():
+            torch._foreach_mul_(self.weights, self.masks)
+
+
+class Scheduled(Plain):
+    """Our scheduler with masks held on the same tensors, all hooks called."""
+
+    def __init__(self, model: nn.Module, shape: tuple[int, ...]) -> None:
+        super().__init__(model, shape)
+        self.scheduler = CompressionScheduler(self.model, optimizer=self.optimizer)
+        names = self.scheduler.parameters.prunable()
+        pruner = SparsityLevelParameterPruner("half", dict.fromkeys(names, 0.5))
+        self.scheduler.add_policy(PruningPolicy(pruner, None), starting_epoch=0, ending_epoch=-1, frequency=1)
+        self.scheduler.on_epoch_begin(0)
+        self.minibatch = 0
+
+    def __call__(self) -> None:
+        scheduler, i, n = self.scheduler, self.minibatch, 10**9
+        scheduler.on_minibatch_begin(0, i, n, self.optimizer)
+        loss = scheduler.before_backward_pass(0, i, n, self.loss(), self.optimizer)
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[union-attr]
+        scheduler.before_parameter_optimization(0, i, n, self.optimizer)
+        self.optimizer.step()
+        scheduler.on_minibatch_end(0, i, n, self.optimizer)
+        self.minibatch += 1
+
+
+class TorchPrune(Plain):
+    """``torch.nn.utils.prune`` with the same sparsity (it crashes on attention's projections: those stay dense)."""
+
+    def prepare(self) -> None:
+        attention = {id(m.out_proj) for m in self.model.modules() if isinstance(m, nn.MultiheadAttention)}
+        for module, name in prunable(self.model):
+            if name == "weight" and id(module) not in attention:
+                prune.custom_from_mask(module, name, half_mask(getattr(module, name)))
+
+
+class _Masked(nn.Module):
+    def __init__(self, mask: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mask", mask)
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight * self.mask
+
+
+class Parametrized(Plain):
+    """``torch.nn.utils.parametrize`` with a mask."""
+
+    def prepare(self) -> None:
+        attention = {id(m.out_proj) for m in self.model.modules() if isinstance(m, nn.MultiheadAttention)}
+        for module, name in prunable(self.model):
+            if name == "weight" and id(module) not in attention:
+                parametrize.register_parametrization(module, name, _Masked(half_mask(getattr(module, name))))
+
+
+VARIANTS: dict[str, type[Plain]] = {
+    "plain": Plain,
+    "floor": Floor,
+    "distiller_ng": Scheduled,
+    "torch.nn.utils.prune": TorchPrune,
+    "torch.nn.utils.parametrize": Parametrized,
+}
+
+
+def interleave(steps: dict[str, Step], seconds: float, least: int = 5) -> dict[str, list[float]]:
+    """CPU seconds of each variant, called in turn (in a rotating order) until the time is used up."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for step in steps.values():
+        step(), step()
+    order, start, rounds = list(steps), time.perf_counter(), 0
+    while rounds < least or time.perf_counter() - start < seconds:
+        for name in order:
+            begin = time.process_time()
+            steps[name]()
+            times[name].append(time.process_time() - begin)
+        order = order[1:] + order[:1]
+        rounds += 1
+    return times
+
+
+def ratio(times: dict[str, list[float]], name: str, base: str) -> float:
+    """Median over rounds of the ratio of two variants timed in the same round."""
+    return statistics.median(a / b for a, b in zip(times[name], times[base], strict=True))
+
+
+def held_masks(seconds: float) -> Iterator[dict[str, Any]]:
+    """A held mask against the floor and the peers, for each model."""
+    for case, (make, shape) in CASES.items():
+        torch.manual_seed(0)
+        model = make()
+        times = interleave({name: kind(model, shape) for name, kind in VARIANTS.items()}, seconds)
+        peers = {name: round(ratio(times, name, "floor"), 4) for name in VARIANTS if name != "distiller_ng"}
+        value = ratio(times, "distiller_ng", "floor")
+        rivals = [peers["torch.nn.utils.prune"], peers["torch.nn.utils.parametrize"]]
+        yield {
+            "metric": f"held_masks_over_floor/{case}",
+            "value": round(value, 4),
+            "unit": "ratio of CPU time per step",
+            "peers": {**peers, "plain_ms": round(1e3 * statistics.median(times["plain"]), 3)},
+            "goal": "<= 1.02 and below torch.nn.utils.prune and torch.nn.utils.parametrize",
+            "met": value <= 1.02 and value < min(rivals),
+        }
+
+
+def _five_policies(scheduler: CompressionScheduler) -> list[Policy]:
+    from distiller_ng.pruning.automated_gradual import AutomatedGradualPruner
+    from distiller_ng.pruning.ranked_structures import L1RankedStructureParameterPruner
+    from distiller_ng.regularization.l1 import L1Regularizer
+
+    convs = [n for n in scheduler.parameters.prunable() if scheduler.parameters[n].dim() == 4]
+    quarter = len(convs) // 4
+    pruners = [
+        SparsityLevelParameterPruner("level", dict.fromkeys(convs[:quarter], 0.5)),
+        AutomatedGradualPruner("agp", 0.05, 0.8, convs[quarter : 2 * quarter]),
+        L1RankedStructureParameterPruner("filters", "Filters", 0.3, convs[2 * quarter : 3 * quarter]),
+        AutomatedGradualPruner("agp2", 0.05, 0.8, convs[3 * quarter :]),
+    ]
+    regularizer = L1Regularizer("l1", scheduler.model, {"fc.weight": 1e-5})
+    return [*(PruningPolicy(p, None) for p in pruners), RegularizationPolicy(regularizer)]
+
+
+def five_policies(seconds: float) -> dict[str, Any]:
+    """Milliseconds a minibatch that five policies on ResNet-56 add, projection included."""
+    model = create_model(False, "cifar10", "resnet56_cifar")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    scheduler = CompressionScheduler(model, optimizer=optimizer)
+    for policy in _five_policies(scheduler):
+        scheduler.add_policy(policy, starting_epoch=0, ending_epoch=10, frequency=1)
+    scheduler.on_epoch_begin(0)
+    loss, state = torch.tensor(1.0), {"i": 0}
+
+    def hooks() -> None:
+        i, n = state["i"], 10**9
+        scheduler.on_minibatch_begin(0, i, n, optimizer)
+        scheduler.before_backward_pass(0, i, n, loss, optimizer)
+        scheduler.before_parameter_optimization(0, i, n, optimizer)
+        optimizer.step()  # no gradients: only the hook's projection remains
+        scheduler.on_minibatch_end(0, i, n, optimizer)
+        state["i"] += 1
+
+    bare = torch.optim.SGD(model.parameters(), lr=0.0)
+    times = interleave({"hooks": hooks, "bare": lambda: bare.step()}, seconds, least=50)
+    value = 1e3 * (statistics.median(times["hooks"]) - statistics.median(times["bare"]))
+    return {
+        "metric": "five_policies_resnet56",
+        "value": round(value, 4),
+        "unit": "ms per minibatch",
+        "peers": {"Distiller (published study, other machine)": 21.7},
+        "goal": "< 1",
+        "met": value < 1.0,
+    }
+
+
+def mask_update(seconds: float) -> dict[str, Any]:
+    """A global mask update over 22 M weights against ``np.partition`` on a copy of the scores."""
+    torch.manual_seed(0)
+    scores = [torch.rand(1024, 1024) for _ in range(21)]
+    k = int(0.9 * sum(s.numel() for s in scores))
+
+    def partition() -> None:
+        np.partition(np.concatenate([s.numpy().ravel() for s in scores]), k)
+
+    steps = {"ours": lambda: global_threshold_masks(scores, 0.9), "np.partition": partition}
+    times = interleave(steps, seconds)  # type: ignore[arg-type]
+    value = ratio(times, "ours", "np.partition")
+    return {
+        "metric": "global_mask_update_22M",
+        "value": round(value, 3),
+        "unit": "ratio of CPU time to np.partition on a copy",
+        "peers": {"np.partition_ms": round(1e3 * statistics.median(times["np.partition"]), 1)},
+        "goal": "< 3",
+        "met": value < 3.0,
+    }
+
+
+def main() -> int:
+    """Print one JSON object a line; write them all with ``--output``."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="under 50 seconds, noisier")
+    parser.add_argument("--output", type=Path, help="also write all results, with the machine, as JSON")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    seconds = 5.0 if arguments.quick else 40.0
+    results = []
+    for result in held_masks(seconds):
+        results.append(result)
+        print(json.dumps(result), flush=True)
+    for measure in (five_policies, mask_update):
+        results.append(measure(seconds / 2))
+        print(json.dumps(results[-1]), flush=True)
+    if arguments.output:
+        machine = {"cpu": _cpu(), "cores": os.cpu_count(), "torch": torch.__version__, "threads": 1}
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        arguments.output.write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
+    return 0
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
