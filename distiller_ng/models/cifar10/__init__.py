@@ -1,0 +1,1 @@
+"""Architectures for 32 x 32 colour images (layer 5)."""
