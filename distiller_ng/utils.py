@@ -1,7 +1,7 @@
 """Distiller's helper functions under their public names (layer 5).
 
-Most live further down, in :mod:`distiller_ng.ops`, and are only re-exported here; this file holds the rest: seeds,
-dummy inputs, YAML files and small helpers for arguments.
+Most live further down, in :mod:`distiller_ng.ops`, and are only re-exported here, which is why this file is long; it
+holds the rest itself: seeds, dummy inputs, YAML files and small helpers for arguments.
 """
 
 from __future__ import annotations
