@@ -226,3 +226,12 @@ def test_global_masks_cost_less_than_three_partitions():
 
     floor = best(lambda: np.partition(scores, scores.size // 2))
     assert best(lambda: global_threshold_masks(weights, 0.5, absolute=True)) < 3 * floor
+
+
+def test_dtypes_that_numpy_lacks_take_the_same_decisions():
+    magnitudes = torch.tensor([3.0, 1.0, 2.0, 2.0, 4.0], dtype=torch.bfloat16)
+    assert lowest_structures(magnitudes, 0.4).tolist() == [1.0, 0.0, 0.0, 0.0, 1.0]
+    assert lowest_structures(torch.tensor([3, 1, 2]), 0.4).tolist() == [1, 0, 1]
+    magnitudes[0] = float("nan")
+    with pytest.raises(ArgumentError, match="NaN"):
+        lowest_structures(magnitudes, 0.4)
