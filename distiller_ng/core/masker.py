@@ -26,6 +26,8 @@ class ParameterMasker:
     def __init__(self, param_name: str) -> None:
         self.param_name = param_name
         self.is_regularization_mask = False
+        #: Whose mask a regularization mask is; it alone is dropped after one application.
+        self.regularization_owner = USER
         self.reset_state = False
         self.unmasked_copy: Tensor | None = None
         self.backward_hook_handle: RemovableHandle | None = None
@@ -133,7 +135,7 @@ class ParameterMasker:
             self.unmasked_copy = parameter.detach().clone()
         self.mask_tensor(parameter)
         if self.is_regularization_mask:
-            self.clear()
+            self.set(None, owner=self.regularization_owner)
         return parameter
 
     @torch.no_grad()
@@ -184,6 +186,7 @@ class ParameterMasker:
             "mask_on_forward_only": self._mask_on_forward_only,
             "use_double_copies": self._use_double_copies,
             "is_regularization_mask": self.is_regularization_mask,
+            "regularization_owner": self.regularization_owner,
             "reset_state": self.reset_state,
             "unmasked_copy": self.unmasked_copy,
             "pending": self._applied is not self.mask,
@@ -198,6 +201,7 @@ class ParameterMasker:
         self._mask_on_forward_only = saved.get("mask_on_forward_only", False)
         self._use_double_copies = saved.get("use_double_copies", False)
         self.is_regularization_mask = saved.get("is_regularization_mask", False)
+        self.regularization_owner = saved.get("regularization_owner", USER)
         self.reset_state = saved.get("reset_state", False)
         copy = saved.get("unmasked_copy")
         self.unmasked_copy = None if copy is None else copy.to(like.device)

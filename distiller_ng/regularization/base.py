@@ -147,7 +147,7 @@ class Regularizer(ABC):
         if mask is not None:
             masker = zeros_mask_dict[param_name]
             masker.set(mask, owner=self.name)
-            masker.is_regularization_mask = True
+            masker.is_regularization_mask, masker.regularization_owner = True, self.name
 
     def _direct_name(self, param: Tensor, param_name: str) -> str | None:
         name = canonical_name(param_name)

@@ -186,3 +186,12 @@ class TestParameterMasker:
         weight = nn.Parameter(torch.tensor([1.0, -2.0]))
         masker.apply_mask(weight)
         assert weight.tolist() == [0, -2] and masker.mask is None
+
+    def test_dropping_a_regularization_mask_leaves_other_owners(self):
+        masker = ParameterMasker("a")
+        masker.set(torch.tensor([1.0, 1.0, 0.0]), owner="pruner")
+        masker.set(torch.tensor([0.0, 1.0, 1.0]), owner="lasso")
+        masker.is_regularization_mask, masker.regularization_owner = True, "lasso"
+        weight = nn.Parameter(torch.ones(3))
+        masker.apply_mask(weight)
+        assert weight.tolist() == [0, 1, 0] and masker.mask.tolist() == [1, 1, 0]
