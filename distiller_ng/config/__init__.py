@@ -1,0 +1,17 @@
+"""Schedules as text: read with line and column, checked as a whole, and turned into live objects (layer 4)."""
+
+from distiller_ng.config.api import config_component_from_file_by_class, dict_config, file_config, read_schedule
+from distiller_ng.config.frontends.base import FRONTENDS, Frontend
+from distiller_ng.config.spec import ComponentSpec, PolicySpec, ScheduleSpec
+
+__all__ = [
+    "FRONTENDS",
+    "ComponentSpec",
+    "Frontend",
+    "PolicySpec",
+    "ScheduleSpec",
+    "config_component_from_file_by_class",
+    "dict_config",
+    "file_config",
+    "read_schedule",
+]

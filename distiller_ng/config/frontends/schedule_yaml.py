@@ -1,0 +1,64 @@
+"""Distiller's schedule YAML: sections of named definitions, and a list of policies (layer 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar
+
+from distiller_ng.config.documents import Document, load_document
+from distiller_ng.config.frontends.base import FRONTENDS, Frontend
+from distiller_ng.config.kinds import KINDS
+from distiller_ng.config.problems import file_problem
+from distiller_ng.config.recognition import what_it_seems
+from distiller_ng.config.spec import ScheduleSpec
+from distiller_ng.config.structure import POLICIES, read_spec
+from distiller_ng.errors import ScheduleError, nearest
+
+__all__ = ["ScheduleYaml"]
+
+
+@FRONTENDS.register("schedule_yaml")
+class ScheduleYaml(Frontend):
+    """The native language::
+
+    pruners:
+      fine: {class: AutomatedGradualPruner, initial_sparsity: 0.05, final_sparsity: 0.9, weights: [fc.weight]}
+    policies:
+      - pruner: {instance_name: fine}
+        starting_epoch: 0
+        ending_epoch: 30
+        frequency: 2
+    """
+
+    priority: ClassVar[int] = 1000
+
+    def accepts(self, path: Path | None, text: str) -> bool:
+        """Everything: what is no schedule is refused by :meth:`parse`, which says what it seems to be."""
+        return True
+
+    def parse(self, text: str, *, source: str) -> ScheduleSpec:
+        """The spec of a schedule file; raises :class:`ScheduleError` for what is no schedule."""
+        document = load_document(text, source)
+        if not _is_schedule(document.data):
+            seems = what_it_seems(document.data, document.tags, text)
+            sections = ", ".join([*KINDS, POLICIES])
+            raise file_problem(source, f"{seems} A schedule has at least one of the sections {sections}")
+        if document.problems:
+            raise ScheduleError(document.problems)
+        spec = read_spec(document.data, source=source, marks=document.marks, text=text)
+        return _with_warnings(spec, document)
+
+
+def _is_schedule(data: object) -> bool:
+    """Whether any key is a section, or is so near to one that it was meant to be."""
+    if not isinstance(data, Mapping):
+        return False
+    sections = [*KINDS, POLICIES]
+    keys = [key for key in data if isinstance(key, str)]
+    return any(key in sections for key in keys) or any(nearest(key, sections) for key in keys)
+
+
+def _with_warnings(spec: ScheduleSpec, document: Document) -> ScheduleSpec:
+    return replace(spec, warnings=(*document.warnings, *spec.warnings))

@@ -1,0 +1,200 @@
+"""The kinds of components a schedule can define: one entry each, read by everything in this package (layer 4).
+
+A new kind (say, distillers) is one more entry in :data:`KINDS`: its section, the key its policies use, where its
+classes are found and how a policy is made of one. Nothing else in ``config/`` names a kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from torch.optim import Optimizer
+
+from distiller_ng.config.classes import ClassTable, LRClasses, RegistryTable
+from distiller_ng.config.signatures import Argument, arguments_of
+from distiller_ng.core.policy import Policy
+from distiller_ng.errors import ArgumentError
+from distiller_ng.learning_rate.scheduled import ScheduledLR
+from distiller_ng.learning_rate.table import LRTable, ShadowOptimizer
+from distiller_ng.names import ParameterIndex
+from distiller_ng.policies.lr import LRPolicy
+from distiller_ng.policies.pruning import PruningArgs, PruningPolicy
+from distiller_ng.policies.regularization import RegularizationPolicy
+from distiller_ng.pruning.base import DEFAULT_TARGET, PRUNERS, Pruner, Target
+from distiller_ng.pruning.sparsity_schedules.base import SPARSITY_SCHEDULES, SparsitySchedule
+from distiller_ng.regularization.base import REGULARIZERS, Regularizer
+
+__all__ = ["KINDS", "NESTED", "Kind", "kind_of_key"]
+
+_NO_ARGUMENTS: Mapping[str, Argument] = MappingProxyType({})
+
+
+def _no_targets(component: Any) -> Sequence[Target]:
+    return ()
+
+
+def _fit_nothing(component: Any, parameters: ParameterIndex) -> None:
+    return None
+
+
+def _any_optimizer(component: Any, optimizer: Optimizer) -> None:
+    return None
+
+
+def _no_policy(component: Any, args: Mapping[str, Any]) -> Policy:
+    raise ArgumentError("this version has no policy for such a component")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """One kind of component.
+
+    ``section``: of the file, e.g. ``pruners``. ``key``: of a policy, e.g. ``pruner``. ``noun``: in messages.
+    ``classes``: None for a kind this version has no classes for. ``policy_args``: what a policy takes below ``args``,
+    documented by ``policy_source``.
+    ``targets``: what a component names on the model; ``arg_targets``: what a policy's own arguments name.
+    ``fit``: refuses a parameter the component names but cannot work with; ``check_optimizer``: an optimizer, which it
+    does not change.
+    ``adds_last``: its policies come after all others. ``writes_masks`` / ``writes_lr``: two of its policies should not
+    act on the same parameter, or at all, in one epoch. ``most``: how many instances one schedule may define.
+    """
+
+    section: str
+    key: str
+    noun: str
+    classes: ClassTable | None = None
+    policy_args: Mapping[str, Argument] = field(default_factory=lambda: _NO_ARGUMENTS)
+    policy_source: type | None = None
+    make_policy: Callable[[Any, Mapping[str, Any]], Policy] = _no_policy
+    targets: Callable[[Any], Sequence[Target]] = _no_targets
+    arg_targets: Callable[[Mapping[str, Any]], Sequence[Target]] = _no_targets
+    fit: Callable[[Any, ParameterIndex], None] = _fit_nothing
+    check_optimizer: Callable[[Any, Optimizer], None] = _any_optimizer
+    adds_last: bool = False
+    writes_masks: bool = False
+    writes_lr: bool = False
+    most: int | None = None
+
+    def class_names(self) -> list[str]:
+        """The classes a schedule can use here."""
+        return [] if self.classes is None else self.classes.names()
+
+    def unmatched(self, targets: Iterable[Target], parameters: ParameterIndex) -> list[ArgumentError]:
+        """One error for each target that names nothing on the model, or that cannot be read."""
+        errors: list[ArgumentError] = []
+        for target in targets:
+            if target.text == DEFAULT_TARGET:
+                continue
+            try:
+                parameters.match(target.text, argument=target.argument)
+            except ArgumentError as error:
+                errors.append(error)
+        return errors
+
+
+# -- pruners, regularizers and LR schedulers ---------------------------------------------------------------------------
+
+
+def _pruner_targets(pruner: Any) -> Sequence[Target]:
+    return pruner.targets() if isinstance(pruner, Pruner) else ()
+
+
+def _level_targets(args: Mapping[str, Any]) -> Sequence[Target]:
+    levels = args.get("levels")
+    return [Target(name, ("levels", name)) for name in levels] if isinstance(levels, Mapping) else ()
+
+
+def _pruning_policy(pruner: Any, args: Mapping[str, Any]) -> Policy:
+    if args.get("levels") is not None and isinstance(pruner, Pruner):
+        pruner.accept_levels(args["levels"])  # the pruner sees them only once training runs
+    return PruningPolicy(pruner, PruningArgs(**args))
+
+
+def _fit(component: Any, parameters: ParameterIndex) -> None:
+    if isinstance(component, Pruner | Regularizer):
+        component.bind(parameters, strict=False)
+
+
+def _regularizer_targets(regularizer: Any) -> Sequence[Target]:
+    if not isinstance(regularizer, Regularizer):
+        return ()
+    return [Target(name, ("reg_regims", name)) for name in regularizer.reg_regims]
+
+
+def _regularization_policy(regularizer: Any, args: Mapping[str, Any]) -> Policy:
+    return RegularizationPolicy(regularizer, **args)
+
+
+def _lr_policy(lr_scheduler: Any, args: Mapping[str, Any]) -> Policy:
+    return LRPolicy(lr_scheduler, **args)
+
+
+def _check_lr(component: Any, optimizer: Optimizer) -> None:
+    """Try the values of epoch 0 on a shadow of the optimizer: e.g. ``cycle_momentum`` needs a momentum."""
+    if isinstance(component, ScheduledLR) and component.metric is None:
+        rates = [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
+        LRTable(component.definition, lambda: ShadowOptimizer.of(optimizer, rates)).values(0)
+
+
+def _without_first(arguments: Mapping[str, Argument]) -> Mapping[str, Argument]:
+    """What a policy's constructor takes besides its component."""
+    return MappingProxyType(dict(list(arguments.items())[1:]))
+
+
+# -- the table ---------------------------------------------------------------------------------------------------------
+
+_ALL = (
+    Kind(
+        section="pruners",
+        key="pruner",
+        noun="pruner",
+        classes=RegistryTable(PRUNERS),
+        policy_args=arguments_of(PruningArgs),
+        policy_source=PruningArgs,
+        make_policy=_pruning_policy,
+        targets=_pruner_targets,
+        fit=_fit,
+        arg_targets=_level_targets,
+        writes_masks=True,
+    ),
+    Kind(
+        section="regularizers",
+        key="regularizer",
+        noun="regularizer",
+        classes=RegistryTable(REGULARIZERS),
+        policy_args=_without_first(arguments_of(RegularizationPolicy)),
+        policy_source=RegularizationPolicy,
+        make_policy=_regularization_policy,
+        targets=_regularizer_targets,
+        fit=_fit,
+    ),
+    Kind(section="quantizers", key="quantizer", noun="quantizer", most=1),
+    Kind(section="distillers", key="distiller", noun="distiller"),
+    Kind(section="extensions", key="extension", noun="extension"),
+    Kind(
+        section="lr_schedulers",
+        key="lr_scheduler",
+        noun="LR scheduler",
+        classes=LRClasses(),
+        policy_args=_without_first(arguments_of(LRPolicy)),
+        policy_source=LRPolicy,
+        make_policy=_lr_policy,
+        check_optimizer=_check_lr,
+        adds_last=True,
+        writes_lr=True,
+    ),
+)
+
+#: Every kind, by its section.
+KINDS: Mapping[str, Kind] = MappingProxyType({kind.section: kind for kind in _ALL})
+
+#: Types of arguments that are written as a definition of their own (``schedule: {class: AGP, ...}``).
+NESTED: Mapping[Any, ClassTable] = MappingProxyType({SparsitySchedule: RegistryTable(SPARSITY_SCHEDULES)})
+
+
+def kind_of_key(key: str) -> Kind:
+    """The kind whose policies use ``key``: ``kind_of_key("pruner").section == "pruners"``."""
+    return next(kind for kind in _ALL if kind.key == key)
