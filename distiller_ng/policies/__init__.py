@@ -1,1 +1,18 @@
 """Glue between one kind of component and the scheduler's hooks (layer 3)."""
+
+from distiller_ng.core.legacy import ScheduledTrainingPolicy
+from distiller_ng.core.policy import LossComponent, Policy, PolicyLoss
+from distiller_ng.policies.lr import LRPolicy
+from distiller_ng.policies.pruning import PruningArgs, PruningPolicy
+from distiller_ng.policies.regularization import RegularizationPolicy
+
+__all__ = [
+    "LRPolicy",
+    "LossComponent",
+    "Policy",
+    "PolicyLoss",
+    "PruningArgs",
+    "PruningPolicy",
+    "RegularizationPolicy",
+    "ScheduledTrainingPolicy",
+]
