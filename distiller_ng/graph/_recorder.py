@@ -44,13 +44,18 @@ class ModuleFlow:
 
 
 class FlowRecorder:
-    """Watches a model with hooks on its leaf modules between :meth:`start` and :meth:`stop`."""
+    """Watches a model with hooks on its leaf modules between :meth:`start` and :meth:`stop`.
 
-    def __init__(self, model: nn.Module) -> None:
+    ``keep_outputs`` also copies what each module returned, call by call, into :attr:`outputs`.
+    """
+
+    def __init__(self, model: nn.Module, *, keep_outputs: bool = False) -> None:
         self._modules = leaf_modules(model)
         self._handles: list[RemovableHandle] = []
         self._producer: dict[int, str] = {}  # storage address -> the module that wrote it last
         self._alive: list[Tensor] = []  # an address is reused once its storage is freed
+        self._keeps_outputs = keep_outputs
+        self.outputs: dict[str, list[Tensor]] = {}
         self._edges: list[tuple[str, str]] = []
         self._calls: dict[str, int] = {}
 
@@ -62,12 +67,16 @@ class FlowRecorder:
 
     def stop(self) -> ModuleFlow:
         """Remove the hooks and return what was seen."""
+        self.remove()
+        return ModuleFlow(self._edges, self._calls)
+
+    def remove(self) -> None:
+        """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
         self._alive.clear()
         self._producer.clear()
-        return ModuleFlow(self._edges, self._calls)
 
     def _before(self, name: str) -> Callable[..., None]:
         def record_inputs(module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -82,7 +91,9 @@ class FlowRecorder:
     def _after(self, name: str) -> Callable[..., None]:
         def record_outputs(module: nn.Module, args: Any, output: Any) -> None:
             for tensor in _tensors(output):
-                self._alive.append(tensor)
+                self._alive.append(tensor.detach())
+                if self._keeps_outputs:  # a copy: what comes next may change it in place
+                    self.outputs.setdefault(name, []).append(tensor.detach().clone())
                 self._producer[_address(tensor)] = name
 
         return _uncompiled(record_outputs)

@@ -1,1 +1,87 @@
-"""Pruning algorithms, one a file (layer 2)."""
+"""Pruning algorithms, one a file (layer 2).
+
+``PRUNERS`` has them by the name schedules use; every one takes ``schedule``, ``scope`` and ``pattern`` besides its own
+arguments. Files that begin with an underscore hold what several algorithms share.
+"""
+
+from distiller_ng.ops.masks import (
+    create_mask_level_criterion,
+    create_mask_sensitivity_criterion,
+    create_mask_threshold_criterion,
+    mask_tensor,
+)
+from distiller_ng.pruning.activation_apoz import ActivationAPoZRankedFilterPruner
+from distiller_ng.pruning.activation_mean import ActivationMeanRankedFilterPruner
+from distiller_ng.pruning.agp import AgpPruningRate, AutomatedGradualPruner
+from distiller_ng.pruning.baidu_rnn import BaiduRNNPruner
+from distiller_ng.pruning.base import PRUNERS, MaskGroup, Pruner, Target
+from distiller_ng.pruning.bernoulli import BernoulliFilterPruner
+from distiller_ng.pruning.dense_sparse_dense import DenseSparseDense
+from distiller_ng.pruning.fm_reconstruction import FMReconstructionChannelPruner
+from distiller_ng.pruning.gradient_ranked import GradientRankedFilterPruner
+from distiller_ng.pruning.gradual_magnitude import MagnitudePruner
+from distiller_ng.pruning.level import SparsityLevelParameterPruner
+from distiller_ng.pruning.lp_ranked import (
+    L1RankedStructureParameterPruner,
+    L2RankedStructureParameterPruner,
+    LpRankedStructureParameterPruner,
+)
+from distiller_ng.pruning.magnitude import MagnitudeParameterPruner
+from distiller_ng.pruning.random_level import RandomLevelStructureParameterPruner
+from distiller_ng.pruning.random_ranked import RandomRankedFilterPruner
+from distiller_ng.pruning.ranked_agp import (
+    ActivationAPoZRankedFilterPruner_AGP,
+    ActivationMeanRankedFilterPruner_AGP,
+    BernoulliFilterPruner_AGP,
+    GradientRankedFilterPruner_AGP,
+    L1RankedStructureParameterPruner_AGP,
+    L2RankedStructureParameterPruner_AGP,
+    RandomRankedFilterPruner_AGP,
+)
+from distiller_ng.pruning.sensitivity import SensitivityPruner
+from distiller_ng.pruning.sparsity_schedules import AGP, Constant, Exponential, Linear, MultiStep
+from distiller_ng.pruning.splicing import SplicingPruner
+from distiller_ng.pruning.structure import StructureParameterPruner
+
+__all__ = [
+    "AGP",
+    "PRUNERS",
+    "ActivationAPoZRankedFilterPruner",
+    "ActivationAPoZRankedFilterPruner_AGP",
+    "ActivationMeanRankedFilterPruner",
+    "ActivationMeanRankedFilterPruner_AGP",
+    "AgpPruningRate",
+    "AutomatedGradualPruner",
+    "BaiduRNNPruner",
+    "BernoulliFilterPruner",
+    "BernoulliFilterPruner_AGP",
+    "Constant",
+    "DenseSparseDense",
+    "Exponential",
+    "FMReconstructionChannelPruner",
+    "GradientRankedFilterPruner",
+    "GradientRankedFilterPruner_AGP",
+    "L1RankedStructureParameterPruner",
+    "L1RankedStructureParameterPruner_AGP",
+    "L2RankedStructureParameterPruner",
+    "L2RankedStructureParameterPruner_AGP",
+    "Linear",
+    "LpRankedStructureParameterPruner",
+    "MagnitudeParameterPruner",
+    "MagnitudePruner",
+    "MaskGroup",
+    "MultiStep",
+    "Pruner",
+    "RandomLevelStructureParameterPruner",
+    "RandomRankedFilterPruner",
+    "RandomRankedFilterPruner_AGP",
+    "SensitivityPruner",
+    "SparsityLevelParameterPruner",
+    "SplicingPruner",
+    "StructureParameterPruner",
+    "Target",
+    "create_mask_level_criterion",
+    "create_mask_sensitivity_criterion",
+    "create_mask_threshold_criterion",
+    "mask_tensor",
+]

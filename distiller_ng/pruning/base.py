@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
@@ -14,9 +15,9 @@ from distiller_ng.core.masker import ParameterMasker
 from distiller_ng.core.masks import MaskRegistry
 from distiller_ng.core.position import TrainPosition
 from distiller_ng.core.window import PolicyWindow
-from distiller_ng.errors import ArgumentError, CheckpointError
+from distiller_ng.errors import ArgumentError, CheckpointError, TargetError
 from distiller_ng.names import ParameterIndex
-from distiller_ng.ops.masks import NMPattern
+from distiller_ng.ops.patterns import NMPattern
 from distiller_ng.pruning.sparsity_schedules.base import ScheduleLike, SparsitySchedule, as_schedule
 from distiller_ng.registry import Registry
 
@@ -65,6 +66,8 @@ class Pruner(ABC):
     resets_optimizer_state: ClassVar[bool] = False
     #: Whether the epoch before each active one must be observed (:meth:`start_observing`).
     observes: ClassVar[bool] = False
+    #: Whether the policy drops this pruner's masks when its window ends.
+    releases_at_window_end: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -79,15 +82,31 @@ class Pruner(ABC):
         self.name = name
         self.schedule: SparsitySchedule | None = None if schedule is None else as_schedule(schedule)
         self.scope = scope
-        self.pattern: NMPattern | None = None if pattern is None else NMPattern.parse(pattern)
-        #: Set by a policy's ``levels`` argument; overrides what the constructor was given.
-        self.levels: Any = None
+        self.pattern: NMPattern | None = None if pattern is None else _parse_pattern(pattern)
+        self._levels: Any = None
         self._bound: dict[str, Target] = {}
 
     @property
     def owner(self) -> str:
         """The name under which this pruner's masks are kept; policies that share a pruner share its masks."""
         return self.name or type(self).__name__
+
+    @property
+    def levels(self) -> Any:
+        """Set by a policy's ``levels`` argument: a sparsity, or one by target, instead of the constructor's."""
+        return self._levels
+
+    @levels.setter
+    def levels(self, levels: Any) -> None:
+        self._levels = None if levels is None else self.accept_levels(levels)
+
+    def accept_levels(self, levels: Any) -> Any:
+        """Check a policy's ``levels``; raises :class:`ArgumentError` where it is wrong or cannot mean anything."""
+        raise ArgumentError(
+            f"{type(self).__name__} prunes to no level, so 'levels' says nothing to it; leave it out of the policy's "
+            "args",
+            argument=("levels",),
+        )
 
     # -- targets ----------------------------------------------------------------------------------------------------
 
@@ -99,7 +118,8 @@ class Pruner(ABC):
         """Resolve the targets on a model and return the canonical names, in the order they are named.
 
         The first target that names a parameter decides about it, an exact name before any pattern. Nothing is changed
-        on the model. Raises :class:`TargetError` for a target that matches nothing, unless ``strict`` is False.
+        on the model. Raises :class:`TargetError` for a target that matches nothing, unless ``strict`` is False, and
+        for a parameter this pruner cannot prune.
         """
         bound: dict[str, Target] = {}
         exact: dict[str, Target] = {}
@@ -112,15 +132,26 @@ class Pruner(ABC):
             if found is not None:
                 exact.setdefault(found, target)
                 bound.setdefault(found, target)
-            elif strict or target.text in parameters:
-                for name in parameters.match(target.text, argument=target.argument):
-                    bound.setdefault(name, target)
+                continue
+            try:
+                matched = parameters.match(target.text, argument=target.argument)
+            except TargetError:
+                if strict:
+                    raise
+                continue
+            for name in matched:
+                bound.setdefault(name, target)
         bound.update(exact)
         if default is not None:
             for name in parameters:
                 bound.setdefault(name, default)
+        for name, target in bound.items():
+            self.check_parameter(name, parameters[name], target)
         self._bound = bound
         return list(bound)
+
+    def check_parameter(self, name: str, parameter: Tensor, target: Target) -> None:
+        """Refuse a targeted parameter this pruner cannot prune; raises :class:`TargetError` at ``target.argument``."""
 
     @property
     def names(self) -> list[str]:
@@ -151,10 +182,18 @@ class Pruner(ABC):
 
     def planned_sparsity(self, name: str, window: PolicyWindow) -> float | None:
         """The sparsity the parameter should have after ``window``; None where it depends on the weights."""
-        return None if self.schedule is None else self.schedule.target(1.0)
+        return None
 
     def check(self, window: PolicyWindow, parameters: ParameterIndex) -> None:
         """Refuse a window or model this pruner cannot work with, before anything changes."""
+        if self.schedule is not None and math.isinf(window.end):
+            first, last = self.schedule.target(0.0), self.schedule.target(1.0)
+            if first != last:
+                raise ArgumentError(
+                    f"pruner {self.owner!r} goes from {first:g} to {last:g} over its policy's window, but this one "
+                    "never ends: give ending_epoch",
+                    argument=("ending_epoch",),
+                )
 
     # -- observing --------------------------------------------------------------------------------------------------
 
@@ -196,23 +235,28 @@ class Pruner(ABC):
             if name in group.names:
                 masks = self.compute_masks(group, ctx)
                 if name in masks:
-                    zeros_mask_dict[param_name].set(masks[name], owner=self.owner, binary=self.binary_masks)
+                    ctx.masks.set(name, masks[name], owner=self.owner, binary=self.binary_masks)
+                    if ctx.masks is not zeros_mask_dict:
+                        zeros_mask_dict[param_name].set(masks[name], owner=self.owner, binary=self.binary_masks)
+                    self.update_weights_(ctx)
 
 
 def _direct_context(
     param: Tensor, param_name: str, masks: MutableMapping[str, ParameterMasker], meta: Mapping[str, Any]
 ) -> StepContext:
+    model = meta.get("model")
     if isinstance(masks, MaskRegistry) and param_name in masks.parameters:
         parameters = masks.parameters
         registry = masks
     else:
         parameters = ParameterIndex.of_tensors({param_name: param})
+        if isinstance(model, nn.Module) and ParameterIndex(model).get(param_name) is param:
+            parameters = ParameterIndex(model)
         registry = MaskRegistry(parameters)
         for name, masker in masks.items():
             if name in parameters and masker is not None:
                 for owner, mask in masker.owners.items():
                     registry.set(name, mask, owner=owner)
-    model = meta.get("model")
     start, end = meta.get("starting_epoch", 0), meta.get("ending_epoch", 1)
     frequency = meta.get("frequency") or 1
     return StepContext(
@@ -224,8 +268,15 @@ def _direct_context(
     )
 
 
+def _parse_pattern(pattern: str | int) -> NMPattern:
+    try:
+        return NMPattern.parse(pattern)
+    except ArgumentError as error:
+        raise ArgumentError(str(error), argument=("pattern",)) from None
+
+
 def targets_of_list(argument: str, names: str | Iterable[str]) -> list[Target]:
-    """Targets of a list argument (a plain string is a list of one): ``weights: [conv1.weight, 're:layer1.*weight']``."""
+    """Targets of a list argument (a string is a list of one): ``weights: [conv1.weight, 're:layer1.*weight']``."""
     if isinstance(names, str):
         return [Target(names, (argument,))]
     return [Target(name, (argument, position)) for position, name in enumerate(names)]

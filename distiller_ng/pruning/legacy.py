@@ -24,6 +24,10 @@ class LegacyPrunerAdapter(Pruner):
         super().__init__(str(getattr(legacy, "name", "") or type(legacy).__name__))
         self.legacy = legacy
 
+    def accept_levels(self, levels: Any) -> Any:
+        """Whatever the wrapped pruner makes of them."""
+        return levels
+
     def targets(self) -> Sequence[Target]:
         """Every parameter."""
         return [Target(DEFAULT_TARGET, ())]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from distiller_ng.errors import ArgumentError, did_you_mean
 from distiller_ng.registry import Registry
 
-__all__ = ["SPARSITY_SCHEDULES", "ScheduleLike", "SparsitySchedule", "as_schedule"]
+__all__ = ["SPARSITY_SCHEDULES", "ScheduleLike", "SparsitySchedule", "as_schedule", "check_sparsity"]
 
 
 @runtime_checkable
@@ -24,7 +25,9 @@ class SparsitySchedule(Protocol):
 #: What users may write: an object, or ``{class: AGP, initial_sparsity: 0.05, final_sparsity: 0.9}``.
 ScheduleLike: TypeAlias = SparsitySchedule | Mapping[str, Any]
 
-SPARSITY_SCHEDULES: Registry[SparsitySchedule] = Registry("sparsity schedule", "distiller_ng.pruning.sparsity_schedules")
+SPARSITY_SCHEDULES: Registry[SparsitySchedule] = Registry(
+    "sparsity schedule", "distiller_ng.pruning.sparsity_schedules"
+)
 
 
 def as_schedule(value: ScheduleLike, *, argument: Sequence[str | int] = ("schedule",)) -> SparsitySchedule:
@@ -60,3 +63,10 @@ def as_schedule(value: ScheduleLike, *, argument: Sequence[str | int] = ("schedu
         return cls(**settings)
     except ArgumentError as error:
         raise ArgumentError(str(error), argument=(*argument, *error.argument)) from None
+
+
+def check_sparsity(name: str, value: float, *inside: str | int) -> None:
+    """Raises :class:`ArgumentError` at ``(name, *inside)`` unless ``value`` is a number from 0 to 1."""
+    number = not isinstance(value, bool) and isinstance(value, Real)
+    if not number or not 0 <= float(value) <= 1:
+        raise ArgumentError(f"{name} must be a number from 0 to 1, got {value!r}", argument=(name, *inside))
