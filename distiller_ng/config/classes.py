@@ -41,6 +41,11 @@ class ComponentClass:
     ignored: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
     source: type | None = None
 
+    @property
+    def is_built_in(self) -> bool:
+        """Whether the class comes from this library or from torch."""
+        return self.source is not None and f"{self.source.__module__}.".startswith(("distiller_ng.", "torch."))
+
 
 class ClassTable(Protocol):
     """Where a kind's classes are looked up."""

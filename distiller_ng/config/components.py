@@ -90,14 +90,22 @@ class Builder:
         given |= {name: value for name, value in self.extra.items() if name in found.arguments}
         written = check_arguments(found, given, spec.path, self.report)
         injected = self._injected(found, spec)
-        if written is None or injected is None:
-            return None
-        draft = _Draft(spec, kind, found, written, injected, used)
-        with located_warnings(self.report, spec.path):
-            component = self._construct(draft)
-            if component is not None:
-                component = self._match(draft, component)
+        component = None
+        if written is not None and injected is not None:
+            draft = _Draft(spec, kind, found, written, injected, used)
+            with located_warnings(self.report, spec.path):
+                component = self._construct(draft)
+                if component is not None:
+                    component = self._match(draft, component)
+        if component is None and used and found.is_built_in:
+            self._match_text(kind, spec)
         return component if len(self.report.problems) == before else None
+
+    def _match_text(self, kind: Kind, spec: ComponentSpec) -> None:
+        """Report the unmatched targets of a definition that cannot be built."""
+        for error in kind.unmatched(kind.written_targets(spec.args), self.parameters):
+            if not self.warn_unmatched:
+                self.report.error((*spec.path, *error.argument), str(error))
 
     def find(self, spec: ComponentSpec, kind: Kind) -> ComponentClass | None:
         """The class; reported if there is none."""

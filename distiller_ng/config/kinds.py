@@ -55,7 +55,8 @@ class Kind:
     ``section``: of the file, e.g. ``pruners``. ``key``: of a policy, e.g. ``pruner``. ``noun``: in messages.
     ``classes``: None for a kind this version has no classes for. ``policy_args``: what a policy takes below ``args``,
     documented by ``policy_source``.
-    ``targets``: what a component names on the model; ``arg_targets``: what a policy's own arguments name.
+    ``targets``: what a component names on the model; ``target_arguments``: where our own classes are given that, to be
+    looked at when a component cannot be built; ``arg_targets``: what a policy's own arguments name.
     ``fit``: refuses a parameter the component names but cannot work with; ``check_optimizer``: an optimizer, which it
     does not change.
     ``adds_last``: its policies come after all others. ``writes_masks`` / ``writes_lr``: two of its policies should not
@@ -70,6 +71,7 @@ class Kind:
     policy_source: type | None = None
     make_policy: Callable[[Any, Mapping[str, Any]], Policy] = _no_policy
     targets: Callable[[Any], Sequence[Target]] = _no_targets
+    target_arguments: tuple[str, ...] = ()
     arg_targets: Callable[[Mapping[str, Any]], Sequence[Target]] = _no_targets
     fit: Callable[[Any, ParameterIndex], None] = _fit_nothing
     check_optimizer: Callable[[Any, Optimizer], None] = _any_optimizer
@@ -81,6 +83,19 @@ class Kind:
     def class_names(self) -> list[str]:
         """The classes a schedule can use here."""
         return [] if self.classes is None else self.classes.names()
+
+    def written_targets(self, args: Mapping[str, Any]) -> list[Target]:
+        """What a definition names, from its arguments alone."""
+        found: list[Target] = []
+        for name in self.target_arguments:
+            value = args.get(name)
+            if isinstance(value, str):
+                found.append(Target(value, (name,)))
+            elif isinstance(value, Mapping):
+                found += [Target(key, (name, key)) for key in value if isinstance(key, str)]
+            elif isinstance(value, list | tuple):
+                found += [Target(entry, (name, at)) for at, entry in enumerate(value) if isinstance(entry, str)]
+        return found
 
     def unmatched(self, targets: Iterable[Target], parameters: ParameterIndex) -> list[ArgumentError]:
         """One error for each target that names nothing on the model, or that cannot be read."""
@@ -156,6 +171,7 @@ _ALL = (
         policy_source=PruningArgs,
         make_policy=_pruning_policy,
         targets=_pruner_targets,
+        target_arguments=("weights", "levels", "thresholds", "sensitivities", "reg_regims"),
         fit=_fit,
         arg_targets=_level_targets,
         writes_masks=True,
@@ -169,6 +185,7 @@ _ALL = (
         policy_source=RegularizationPolicy,
         make_policy=_regularization_policy,
         targets=_regularizer_targets,
+        target_arguments=("reg_regims",),
         fit=_fit,
     ),
     Kind(section="quantizers", key="quantizer", noun="quantizer", most=1),

@@ -4,36 +4,38 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from distiller_ng.config.problems import shown
 from distiller_ng.errors import listed
 
-__all__ = ["what_it_seems"]
+__all__ = ["describe", "recognize"]
 
 _MODIFIER = re.compile(r"!\w*Modifier\b")
-_Data = Mapping[str, Any]
+_Data: TypeAlias = Mapping[str, Any]
 
 
-def what_it_seems(data: Any, tags: Sequence[str], text: str) -> str:
-    """One sentence about a document that has none of a schedule's sections.
+def recognize(data: _Data, tags: Sequence[str]) -> str | None:
+    """One sentence about a mapping that is known to be another kind of file; None for any other.
 
-    >>> what_it_seems({"network": {"resnet20": ["conv1"]}}, [], "")
+    >>> recognize({"network": {"resnet20": ["conv1"]}}, [])
     'This seems to be a search space for automatic compression (AMC), not a schedule.'
     """
-    if data is None:
-        return "The file is empty." if not text.strip() else "The file holds nothing but comments."
     if any(_MODIFIER.fullmatch(tag) for tag in tags):
         return "This seems to be a SparseML recipe, not a schedule."
+    named = {str(key): value for key, value in data.items()}
+    found = next((what for what, test in _KINDS_OF_FILES if test(named)), None)
+    return None if found is None else f"This seems to be {found}, not a schedule."
+
+
+def describe(data: Any, text: str) -> str:
+    """One sentence about a document that is of no known kind: ``describe(None, "")`` -> ``"The file is empty."``."""
+    if data is None:
+        return "The file holds nothing but comments." if text.strip() else "The file is empty."
     if not isinstance(data, Mapping):
         return f"The document is {shown(data)}, not a mapping."
-    named = {str(key): value for key, value in data.items()}
-    for what, test in _KINDS_OF_FILES:
-        if test(named):
-            return f"This seems to be {what}, not a schedule."
-    if text.lstrip().startswith("{"):
-        return f"This seems to be JSON about something else (its keys: {listed(named)}), not a schedule."
-    return f"This YAML is about something else (its keys: {listed(named)})."
+    what = "JSON" if text.lstrip().startswith("{") else "YAML"
+    return f"This is {what} about something else (its keys: {listed(data)})."
 
 
 def _mappings(data: _Data) -> list[_Data]:

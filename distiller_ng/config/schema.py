@@ -31,7 +31,6 @@ __all__ = ["main", "schedule_schema", "write_schema"]
 
 Schema = dict[str, Any]
 
-_BUILT_IN = ("distiller_ng.", "torch.")
 _DOTTED_PATH = r"^[A-Za-z_]\w*(\.\w+)+$"
 _TIMES: Schema = {
     "epochs": {
@@ -99,7 +98,7 @@ def _section(kind: Kind) -> Schema:
 def _definition(table: ClassTable, plugins: bool) -> Schema:
     """A mapping with a class, and for each class the arguments it takes."""
     found = [(name, table.get(name)) for name in table.names()]
-    classes = [(name, c) for name, c in found if plugins or (c.source is None or _is_built_in(c.source))]
+    classes = [(name, c) for name, c in found if plugins or c.is_built_in]
     names: Schema = {"enum": [name for name, _ in classes]}
     own: Schema = {"type": "string", "pattern": _DOTTED_PATH, "description": "A class of your own."}
     return {
@@ -111,10 +110,6 @@ def _definition(table: ClassTable, plugins: bool) -> Schema:
             for name, c in classes
         ],
     }
-
-
-def _is_built_in(cls: type) -> bool:
-    return f"{cls.__module__}.".startswith(_BUILT_IN)
 
 
 def _branch(found: ComponentClass) -> Schema:

@@ -11,9 +11,9 @@ from distiller_ng.config.documents import Document, load_document
 from distiller_ng.config.frontends.base import FRONTENDS, Frontend
 from distiller_ng.config.kinds import KINDS
 from distiller_ng.config.problems import file_problem
-from distiller_ng.config.recognition import what_it_seems
+from distiller_ng.config.recognition import describe, recognize
 from distiller_ng.config.spec import ScheduleSpec
-from distiller_ng.config.structure import POLICIES, read_spec
+from distiller_ng.config.structure import POLICIES, VERSION, read_spec
 from distiller_ng.errors import ScheduleError, nearest
 
 __all__ = ["ScheduleYaml"]
@@ -41,8 +41,8 @@ class ScheduleYaml(Frontend):
     def parse(self, text: str, *, source: str) -> ScheduleSpec:
         """The spec of a schedule file; raises :class:`ScheduleError` for what is no schedule."""
         document = load_document(text, source)
-        if not _is_schedule(document.data):
-            seems = what_it_seems(document.data, document.tags, text)
+        seems = _what_else(document, text)
+        if seems is not None:
             sections = ", ".join([*KINDS, POLICIES])
             raise file_problem(source, f"{seems} A schedule has at least one of the sections {sections}")
         if document.problems:
@@ -51,13 +51,17 @@ class ScheduleYaml(Frontend):
         return _with_warnings(spec, document)
 
 
-def _is_schedule(data: object) -> bool:
-    """Whether any key is a section, or is so near to one that it was meant to be."""
+def _what_else(document: Document, text: str) -> str | None:
+    """What a document without any section seems to be; None for a schedule, of misspelt sections perhaps."""
+    data, sections = document.data, [*KINDS, POLICIES]
     if not isinstance(data, Mapping):
-        return False
-    sections = [*KINDS, POLICIES]
-    keys = [key for key in data if isinstance(key, str)]
-    return any(key in sections for key in keys) or any(nearest(key, sections) for key in keys)
+        return describe(data, text)
+    if list(data) == [VERSION] or any(key in sections for key in data):
+        return None
+    known = recognize(data, document.tags)
+    if known is None and any(nearest(key, sections) for key in data if isinstance(key, str)):
+        return None
+    return known or describe(data, text)
 
 
 def _with_warnings(spec: ScheduleSpec, document: Document) -> ScheduleSpec:

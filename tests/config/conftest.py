@@ -1,0 +1,3 @@
+from config_helpers import load
+
+__all__ = ["load"]
