@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import os
-import socket
+from datetime import timedelta
 
 import pytest
 import torch
@@ -232,10 +232,12 @@ def test_resume_is_bit_identical(technique, optimizer, killed_after):
     assert [g["lr"] for g in whole.optimizer.param_groups] == [g["lr"] for g in resumed.optimizer.param_groups]
 
 
-def _replica(rank, port, queue):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE="2")
+def _replica(rank, folder):
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2")
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    store = torch.distributed.FileStore(str(folder / "store"), 2)
+    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=60))
+    results = {}
     for technique in TECHNIQUES:
         run = Run(technique, wrap=DistributedDataParallel)
         data = run.loader.dataset.tensors
@@ -243,28 +245,22 @@ def _replica(rank, port, queue):
         run.loader = DataLoader(TensorDataset(data[0][half], data[1][half]), batch_size=4)
         torch.manual_seed(100 + rank)  # replicas disagree about random numbers; masks must not
         run.train()
-        flat = torch.cat([w.flatten() for w in run.weights()])
-        masks = [m.mask.flatten() for m in run.scheduler.zeros_mask_dict.values() if m.mask is not None]
-        mask = torch.cat(masks) if masks else torch.zeros(0)
-        queue.put((technique, rank, flat.tolist(), mask.tolist()))
+        masks = {n: m.mask.clone() for n, m in run.scheduler.zeros_mask_dict.items() if m.mask is not None}
+        results[technique] = {"weights": run.weights(), "masks": masks}
+    torch.save(results, folder / f"{rank}.pt")
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 
-def test_two_replicas_keep_the_same_masks_and_weights():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    context = mp.get_context("spawn")
-    queue = context.SimpleQueue()
-    workers = mp.spawn(_replica, args=(port, queue), nprocs=2, join=False)
-    results = [queue.get() for _ in range(2 * len(TECHNIQUES))]
-    while not workers.join():
-        pass
-    by_rank = [{t: (w, m) for t, r, w, m in results if r == rank} for rank in (0, 1)]
-    assert set(by_rank[0]) == set(TECHNIQUES)
+def test_two_replicas_keep_the_same_masks_and_weights(tmp_path):
+    mp.spawn(_replica, args=(tmp_path,), nprocs=2)  # a failing replica fails the test with its traceback
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert set(first) == set(TECHNIQUES)
     for technique in TECHNIQUES:
-        assert by_rank[0][technique] == by_rank[1][technique], technique
+        ours, theirs = first[technique], second[technique]
+        assert all(torch.equal(a, b) for a, b in zip(ours["weights"], theirs["weights"], strict=True)), technique
+        assert ours["masks"].keys() == theirs["masks"].keys(), technique
+        assert all(torch.equal(ours["masks"][n], theirs["masks"][n]) for n in ours["masks"]), technique
 
 
 def test_tied_weights_and_attention_projections_stay_pruned():
