@@ -131,8 +131,11 @@ class ParameterMasker:
         mask = self.mask
         if mask is None:
             return None
-        if self._use_double_copies and self.unmasked_copy is None:
-            self.unmasked_copy = parameter.detach().clone()
+        if self._use_double_copies:
+            if self.unmasked_copy is None:
+                self.unmasked_copy = parameter.detach().clone()
+            else:  # another forward before the step: a scaled mask must not act twice
+                parameter.data.copy_(self.unmasked_copy)
         self.mask_tensor(parameter)
         if self.is_regularization_mask:
             self.set(None, owner=self.regularization_owner)

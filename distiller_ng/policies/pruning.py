@@ -72,7 +72,9 @@ class PruningArgs:
         known = [field.name for field in fields(cls)]
         for key in values or {}:
             if key not in known:
-                raise ArgumentError(f"PruningPolicy has no argument {key!r}. {did_you_mean(key, known)}", argument=(key,))
+                raise ArgumentError(
+                    f"PruningPolicy has no argument {key!r}. {did_you_mean(key, known)}", argument=(key,)
+                )
         return cls(**(values or {}))
 
 
@@ -142,7 +144,8 @@ class PruningPolicy(Policy):
         if ctx.is_step and (periodic or first):
             self._decides_at = None
             self.on_update(ctx)
-        if self._is_forward_only:
+        # Between the micro-batches of one step only double copies can have been put back.
+        if self._is_forward_only and (ctx.is_step or self.args.use_double_copies):
             ctx.masks.apply_changes_()
             ctx.masks.apply_forward_(self.pruner.names)
 
@@ -256,4 +259,5 @@ class PruningPolicy(Policy):
         for name in self.pruner.names if self._masks_gradients else ():
             masker, parameter = ctx.masks[name], ctx.parameters[name]
             if masker.backward_hook_handle is None and parameter.requires_grad:
-                masker.backward_hook_handle = parameter.register_hook(masker.mask_gradient)
+                hook = parameter.register_hook(masker.mask_gradient)  # type: ignore[no-untyped-call]
+                masker.backward_hook_handle = hook

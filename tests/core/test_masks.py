@@ -179,6 +179,15 @@ class TestParameterMasker:
         masker.revert_weights(weight)
         assert weight.tolist() == [5, 5]
 
+    def test_scaled_masks_act_once_on_double_copies(self):
+        masker = ParameterMasker("a")
+        masker.use_double_copies = True
+        masker.mask = torch.tensor([0.0, 2.0])
+        weight = nn.Parameter(torch.tensor([1.0, -2.0]))
+        for _ in range(3):
+            masker.apply_mask(weight)
+        assert weight.tolist() == [0, -4]
+
     def test_regularization_masks_last_one_application(self):
         masker = ParameterMasker("a")
         masker.mask = torch.tensor([0.0, 1.0])
