@@ -35,8 +35,8 @@ def check_map(
     return {str(key): check_number(value, (argument, str(key)), low=low, high=high) for key, value in values.items()}
 
 
-def check_weights(weights: Any) -> list[str]:
-    """``weights`` as a list of targets: a plain string means exactly that one target.
+def check_weights(weights: Any) -> str | list[str]:
+    """``weights`` as it was given, a list of targets; a plain string means exactly that one target.
 
     Raises :class:`ArgumentError` for an empty list or an item that is no text.
     """
@@ -54,7 +54,7 @@ def check_weights(weights: Any) -> list[str]:
     for position, name in enumerate(names):
         if not isinstance(name, str):
             raise ArgumentError(f"weights lists parameter names, got {name!r}", argument=("weights", position))
-    return names
+    return weights if isinstance(weights, str) else names
 
 
 def check_choice(argument: str, value: Any, allowed: Iterable[str]) -> None:
