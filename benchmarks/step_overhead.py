@@ -62,12 +62,14 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }
 
 
-def prunable(model: nn.Module) -> list[tuple[nn.Module, str]]:
-    """(module, parameter name) of every convolution, linear and attention weight."""
+def prunable(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """(name, module) of every convolution and linear layer whose weight all variants can mask.
+
+    Attention's projections stay dense in all of them: torch's own pruning crashes on those in training.
+    """
+    attention = {id(m.out_proj) for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
     kinds = (nn.Conv2d, nn.Linear)
-    found = [(m, "weight") for m in model.modules() if isinstance(m, kinds)]
-    found += [(m, "in_proj_weight") for m in model.modules() if isinstance(m, nn.MultiheadAttention)]
-    return found
+    return [(n, m) for n, m in model.named_modules() if isinstance(m, kinds) and id(m) not in attention]
 
 
 def half_mask(weight: torch.Tensor) -> torch.Tensor:
@@ -100,7 +102,7 @@ class Floor(Plain):
     """The plain step and one bare fused multiplication."""
 
     def prepare(self) -> None:
-        self.weights = [getattr(m, n) for m, n in prunable(self.model)]
+        self.weights = [module.weight for _, module in prunable(self.model)]
         self.masks = [half_mask(w) for w in self.weights]
 
     def __call__(self) -> None:
@@ -115,7 +117,7 @@ class Scheduled(Plain):
     def __init__(self, model: nn.Module, shape: tuple[int, ...]) -> None:
         super().__init__(model, shape)
         self.scheduler = CompressionScheduler(self.model, optimizer=self.optimizer)
-        names = self.scheduler.parameters.prunable()
+        names = [f"{name}.weight" for name, _ in prunable(self.model)]
         pruner = SparsityLevelParameterPruner("half", dict.fromkeys(names, 0.5))
         self.scheduler.add_policy(PruningPolicy(pruner, None), starting_epoch=0, ending_epoch=-1, frequency=1)
         self.scheduler.on_epoch_begin(0)
@@ -134,13 +136,11 @@ class Scheduled(Plain):
 
 
 class TorchPrune(Plain):
-    """``torch.nn.utils.prune`` with the same sparsity (it crashes on attention's projections: those stay dense)."""
+    """``torch.nn.utils.prune`` with the same sparsity."""
 
     def prepare(self) -> None:
-        attention = {id(m.out_proj) for m in self.model.modules() if isinstance(m, nn.MultiheadAttention)}
-        for module, name in prunable(self.model):
-            if name == "weight" and id(module) not in attention:
-                prune.custom_from_mask(module, name, half_mask(getattr(module, name)))
+        for _, module in prunable(self.model):
+            prune.custom_from_mask(module, "weight", half_mask(module.weight))
 
 
 class _Masked(nn.Module):
@@ -156,10 +156,8 @@ class Parametrized(Plain):
     """``torch.nn.utils.parametrize`` with a mask."""
 
     def prepare(self) -> None:
-        attention = {id(m.out_proj) for m in self.model.modules() if isinstance(m, nn.MultiheadAttention)}
-        for module, name in prunable(self.model):
-            if name == "weight" and id(module) not in attention:
-                parametrize.register_parametrization(module, name, _Masked(half_mask(getattr(module, name))))
+        for _, module in prunable(self.model):
+            parametrize.register_parametrization(module, "weight", _Masked(half_mask(module.weight)))
 
 
 VARIANTS: dict[str, type[Plain]] = {
@@ -212,8 +210,8 @@ def held_masks(seconds: float) -> Iterator[dict[str, Any]]:
 
 
 def _five_policies(scheduler: CompressionScheduler) -> list[Policy]:
-    from distiller_ng.pruning.automated_gradual import AutomatedGradualPruner
-    from distiller_ng.pruning.ranked_structures import L1RankedStructureParameterPruner
+    from distiller_ng.pruning.agp import AutomatedGradualPruner
+    from distiller_ng.pruning.lp_ranked import L1RankedStructureParameterPruner
     from distiller_ng.regularization.l1 import L1Regularizer
 
     convs = [n for n in scheduler.parameters.prunable() if scheduler.parameters[n].dim() == 4]

@@ -176,12 +176,15 @@ class HookDriver:
         Returns the loss tensor, or with ``return_loss_components`` a :class:`PolicyLoss` with all new components in
         policy order. With ``accumulation_steps`` above 1, pass the loss divided by it.
         """
-        self._see(optimizer)
+        if optimizer is not self.optimizer:
+            self._see(optimizer)
         if self._lifecycle.is_pristine and self._only_losses(epoch):
             # A loop with nothing but loss terms may call this hook alone.
             self._active = ActiveEntries.of(self._entries, epoch)
         else:
             self._lifecycle.in_minibatch("before_backward_pass", epoch, minibatch_id)
+        if not self._active.listeners["before_backward_pass"]:
+            return PolicyLoss(loss, []) if return_loss_components else loss
         position = self._locate(epoch, minibatch_id, minibatches_per_epoch)
         total, components = self._fold_loss(loss, position, float(self.accumulation_steps))
         return PolicyLoss(total, components) if return_loss_components else total
@@ -190,7 +193,8 @@ class HookDriver:
         self, epoch: int, minibatch_id: int, minibatches_per_epoch: int, optimizer: Optimizer | None = None
     ) -> None:
         """Gradients are complete, ``optimizer.step()`` is about to be called."""
-        self._see(optimizer)
+        if optimizer is not self.optimizer:
+            self._see(optimizer)
         self._lifecycle.in_minibatch("before_parameter_optimization", epoch, minibatch_id)
         if self._active.listeners["before_parameter_optimization"]:
             position = self._locate(epoch, minibatch_id, minibatches_per_epoch)
@@ -208,7 +212,8 @@ class HookDriver:
         hook_fired = masks.steps != self._steps_at_begin
         if not hook_fired:  # no hook, or an engine that bypasses it
             masks.project_()
-        self._last_micro_stepped = is_step = hook_fired or self._ends_step(minibatch_id, minibatches_per_epoch)
+        is_step = hook_fired or self._ends_step(minibatch_id, minibatches_per_epoch)
+        self._last_micro_stepped = is_step
         if self._active.listeners["on_minibatch_end"]:
             position = self._locate(epoch, minibatch_id, minibatches_per_epoch)
             last = minibatch_id + 1 == minibatches_per_epoch

@@ -61,6 +61,16 @@ class Lifecycle:
 
     def begin_minibatch(self, epoch: int, minibatch_id: int, minibatches_per_epoch: int) -> None:
         """Enter a minibatch of the open epoch."""
+        # The usual case first and in one look: this runs cold, between two passes over the whole model.
+        if (
+            epoch == self.epoch
+            and self.phase != "idle"
+            and not self.is_restored
+            and minibatch_id.__class__ is minibatches_per_epoch.__class__ is int
+            and 0 <= minibatch_id < minibatches_per_epoch
+        ):
+            self.phase, self.minibatch_id, self.minibatches_per_epoch = "minibatch", minibatch_id, minibatches_per_epoch
+            return
         self._in_epoch("on_minibatch_begin", epoch)
         _whole("minibatches_per_epoch", minibatches_per_epoch, 1)
         _whole("minibatch_id", minibatch_id, 0)
@@ -83,12 +93,12 @@ class Lifecycle:
 
     def in_minibatch(self, hook: str, epoch: int, minibatch_id: int) -> None:
         """Check that ``hook`` is called inside the open minibatch."""
+        if minibatch_id == self.minibatch_id and epoch == self.epoch and self.phase == "minibatch":
+            return
         self._in_epoch(hook, epoch)
-        if self.phase != "minibatch" or minibatch_id != self.minibatch_id:
-            raise LifecycleError(
-                f"{hook}(epoch={epoch}, minibatch_id={minibatch_id}) without on_minibatch_begin for that minibatch; "
-                f"{ORDER}"
-            )
+        raise LifecycleError(
+            f"{hook}(epoch={epoch}, minibatch_id={minibatch_id}) without on_minibatch_begin for that minibatch; {ORDER}"
+        )
 
     def end_minibatch(self, epoch: int, minibatch_id: int) -> None:
         """Leave the open minibatch."""
