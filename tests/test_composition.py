@@ -48,7 +48,12 @@ def learning_rate(cls, **settings):
 
 FILTERS = {"group_type": "Filters", "weights": ["conv.weight"]}
 RAMP = {"initial_sparsity": 0.1, "final_sparsity": 0.5}
-DROP = {"mini_batch_pruning_frequency": 1, "mask_on_forward_only": True, "use_double_copies": True, "mask_gradients": True}
+DROP = {
+    "mini_batch_pruning_frequency": 1,
+    "mask_on_forward_only": True,
+    "use_double_copies": True,
+    "mask_gradients": True,
+}
 
 TECHNIQUES = {
     "level": pruner("SparsityLevelParameterPruner", levels=dict.fromkeys(WEIGHTS, 0.5)),
@@ -56,12 +61,18 @@ TECHNIQUES = {
     "sensitivity": pruner("SensitivityPruner", sensitivities=dict.fromkeys(WEIGHTS, 0.5)),
     "agp": pruner("AutomatedGradualPruner", initial_sparsity=0.05, final_sparsity=0.8, weights=WEIGHTS),
     "agp_global_by_step": pruner(
-        "MagnitudePruner", window=(0.5, 2.5), weights=["__ALL_PRUNABLE__"], scope="global",
+        "MagnitudePruner",
+        window=(0.5, 2.5),
+        weights=["__ALL_PRUNABLE__"],
+        scope="global",
         schedule={"class": "AGP", "initial_sparsity": 0.05, "final_sparsity": 0.8},
     ),
     "n_of_m": pruner("MagnitudePruner", weights=["fc.weight"], pattern="2:4"),
     "splicing": pruner(
-        "SplicingPruner", sensitivities=dict.fromkeys(WEIGHTS, 0.3), low_thresh_mult=0.9, hi_thresh_mult=1.1,
+        "SplicingPruner",
+        sensitivities=dict.fromkeys(WEIGHTS, 0.3),
+        low_thresh_mult=0.9,
+        hi_thresh_mult=1.1,
         args={"mini_batch_pruning_frequency": 1, "mask_on_forward_only": True, "keep_mask": True},
     ),
     "baidu": pruner("BaiduRNNPruner", q=0.05, ramp_epoch_offset=2, ramp_slope_mult=2, weights=WEIGHTS),
@@ -74,7 +85,9 @@ TECHNIQUES = {
     "dense_sparse_dense": pruner("DenseSparseDense", window=(1, 3), weights=WEIGHTS, sparsity=0.5),
     "l1": regularizer("L1Regularizer", reg_regims={"conv.weight": 0.01}, threshold_criteria="Mean_Abs"),
     "group_lasso": regularizer(
-        "GroupLassoRegularizer", reg_regims={"conv.weight": [0.05, "Filters"]}, threshold_criteria="Mean_Abs",
+        "GroupLassoRegularizer",
+        reg_regims={"conv.weight": [0.05, "Filters"]},
+        threshold_criteria="Mean_Abs",
         args={"keep_mask": True},
     ),
     "group_variance": regularizer("GroupVarianceRegularizer", reg_regims={"conv2.weight": [1e-6, "Channels"]}),
