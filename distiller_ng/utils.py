@@ -26,7 +26,8 @@ from distiller_ng.data_loggers.frontends import (
     log_training_progress,
     log_weights_sparsity,
 )
-from distiller_ng.errors import ArgumentError, DatasetError
+from distiller_ng.errors import ArgumentError
+from distiller_ng.ops.dataset_shapes import dataset_shape
 from distiller_ng.ops.files import write_text_atomically
 from distiller_ng.ops.modules import (
     assign_layer_fq_names,
@@ -230,15 +231,7 @@ def set_model_input_shape_attr(
 
 def _validated_shape(dataset: str | None, input_shape: tuple[Any, ...] | None) -> tuple[Any, ...]:
     if dataset:
-        from distiller_ng.apputils.data_loaders import classification_get_input_shape
-
-        try:
-            return tuple(classification_get_input_shape(dataset))
-        except DatasetError as error:
-            raise ArgumentError(
-                f"no input shape is known for data set {dataset!r}: pass input_shape instead. {error}",
-                argument=("dataset",),
-            ) from error
+        return dataset_shape(dataset).input_shape
     if input_shape is None:
         raise ArgumentError("give the name of a data set or an input_shape", argument=("input_shape",))
     _check_shape(input_shape)

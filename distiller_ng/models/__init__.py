@@ -11,7 +11,6 @@ from distiller_ng.models.cifar10.preresnet_cifar import PreactResNetCifar
 from distiller_ng.models.cifar10.resnet_cifar import ResNetCifar
 from distiller_ng.models.cifar10.simplenet_cifar import SimplenetCifar
 from distiller_ng.models.cifar10.vgg_cifar import VGGCifar
-from distiller_ng.models.dataset_shapes import DatasetShape, dataset_names, dataset_shape, register_dataset_shape
 from distiller_ng.models.digits.digits_cnn import DigitsCnn
 from distiller_ng.models.factory import create_model, is_inception, model_names, register_user_model
 from distiller_ng.models.imagenet.alexnet import AlexNet
@@ -22,6 +21,7 @@ from distiller_ng.models.imagenet.vgg import VGG
 from distiller_ng.models.language.rnn_model import RNNModel
 from distiller_ng.models.mnist.simplenet_mnist import SimplenetMnist, SimplenetV2Mnist
 from distiller_ng.models.weights import load_weights_, read_state_dict
+from distiller_ng.ops.dataset_shapes import DatasetShape, dataset_names, dataset_shape, register_dataset_shape
 
 ALL_MODEL_NAMES = tuple(zoo_names())
 DIGITS_MODEL_NAMES = tuple(designed_for("digits"))

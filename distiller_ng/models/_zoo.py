@@ -9,7 +9,7 @@ from torch import nn
 
 from distiller_ng.errors import ArgumentError, did_you_mean
 from distiller_ng.models._sizing import ImageSize
-from distiller_ng.models.dataset_shapes import DatasetShape, dataset_shape
+from distiller_ng.ops.dataset_shapes import DatasetShape, dataset_shape
 
 __all__ = ["Architecture", "Builder", "architecture", "build", "designed_for", "zoo_names"]
 

@@ -10,8 +10,8 @@ from torch import nn
 
 from distiller_ng.errors import ArgumentError
 from distiller_ng.models._zoo import build, designed_for, zoo_names
-from distiller_ng.models.dataset_shapes import DatasetShape, dataset_key, dataset_shape
 from distiller_ng.models.weights import load_weights_
+from distiller_ng.ops.dataset_shapes import DatasetShape, dataset_key, dataset_shape
 
 __all__ = ["create_model", "is_inception", "model_names", "register_user_model"]
 

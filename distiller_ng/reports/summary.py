@@ -13,6 +13,7 @@ from torch import nn
 
 from distiller_ng.errors import ArgumentError, did_you_mean, listed
 from distiller_ng.names import unwrap
+from distiller_ng.ops.dataset_shapes import dataset_names, dataset_shape
 from distiller_ng.reports.compute import model_performance_summary
 from distiller_ng.reports.modules import modules_summary
 from distiller_ng.reports.sparsity import weights_sparsity_summary
@@ -22,13 +23,6 @@ __all__ = ["SUMMARIES", "model_summary"]
 
 _logger = logging.getLogger(__name__)
 _PICTURES = ("png", "png_w_params")
-_INPUT_SHAPES = {
-    "imagenet": (1, 3, 224, 224),
-    "cifar10": (1, 3, 32, 32),
-    "mnist": (1, 1, 28, 28),
-    "fashion-mnist": (1, 1, 28, 28),
-    "digits": (1, 1, 8, 8),
-}
 
 
 def model_summary(
@@ -81,11 +75,13 @@ def _log_total(what: str, table: Table) -> None:
 
 
 def _input_shape(model: nn.Module, dataset: str | None) -> tuple[int, ...]:
-    shape = _INPUT_SHAPES.get(dataset or "") or getattr(unwrap(model), "input_shape", None)
+    if dataset:
+        return dataset_shape(dataset).input_shape
+    shape = getattr(unwrap(model), "input_shape", None)
     if shape is None:
         raise ArgumentError(
-            f"the compute summary needs to know the input: pass dummy_input, set model.input_shape, or name a data set "
-            f"({listed(_INPUT_SHAPES)}); got dataset={dataset!r}",
+            "the compute summary needs to know the input: pass dummy_input, set model.input_shape, or name a data set "
+            f"({listed(dataset_names())})",
             argument=("dataset",),
         )
     return tuple(shape)

@@ -35,7 +35,7 @@ class MyNet(nn.Module):
 @pytest.fixture
 def registries(monkeypatch):
     """Registrations of a test end with it."""
-    for table in ("distiller_ng.models.factory._USER_MODELS", "distiller_ng.models.dataset_shapes._SHAPES"):
+    for table in ("distiller_ng.models.factory._USER_MODELS", "distiller_ng.ops.dataset_shapes._SHAPES"):
         module, _, name = table.rpartition(".")
         current = dict(getattr(__import__(module, fromlist=[name]), name))
         monkeypatch.setattr(table, current)

@@ -1,4 +1,4 @@
-"""What the images of a data set look like, as far as a model needs to know (layer 5).
+"""What the images of a data set look like, as far as a model needs to know (layer 1).
 
 ``dataset_shape("cifar10").input_shape`` -> ``(1, 3, 32, 32)``. Reading the images is the application's business.
 """
