@@ -201,7 +201,8 @@ def _restore_scheduler(
     try:
         restored.load_state_dict(state, restore_position=exact)
     except (KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{checkpoint.path}: scheduler state is damaged: {type(error).__name__}: {error}") from error
+        reason = f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"{checkpoint.path}: scheduler state is damaged: {reason}") from error
     return restored
 
 

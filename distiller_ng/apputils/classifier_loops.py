@@ -1,0 +1,236 @@
+"""One epoch of training with a compression scheduler, and evaluation (layer 5)."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import time
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from distiller_ng.apputils.data_loaders import load_data as load_image_data
+from distiller_ng.apputils.meters import ClassificationMeter, ConfusionMatrix
+from distiller_ng.core.policy import PolicyLoss
+from distiller_ng.core.scheduler import CompressionScheduler
+from distiller_ng.data_loggers import DataLogger, PythonLogger, log_training_progress
+from distiller_ng.errors import DistillerError
+from distiller_ng.ops.modules import model_device
+from distiller_ng.ops.weights import model_sparsity
+from distiller_ng.reports.progress import TrainingProgress
+
+__all__ = ["OBJECTIVE_LOSS", "OVERALL_LOSS", "evaluate_model", "load_data", "test", "train", "validate"]
+
+logger = logging.getLogger(__name__)
+
+#: Names of the losses in logs: what the criterion gave, and what was differentiated (with regularizers).
+OBJECTIVE_LOSS = "Objective Loss"
+OVERALL_LOSS = "Overall Loss"
+
+Loggers: TypeAlias = "DataLogger | Sequence[DataLogger] | None"
+Scores: TypeAlias = tuple[float, float, float]
+
+
+def load_data(
+    args: argparse.Namespace,
+    fixed_subset: bool = False,
+    sequential: bool = False,
+    load_train: bool = True,
+    load_val: bool = True,
+    load_test: bool = True,
+) -> Any:
+    """The loaders the arguments ask for, as a list (train, validation, test); one alone is not put into a list.
+
+    Raises :class:`DatasetError` for a missing data set.
+    """
+    train_loader, val_loader, test_loader, _ = load_image_data(
+        args.dataset,
+        args.arch,
+        args.data,
+        args.batch_size,
+        args.workers,
+        args.validation_split,
+        args.deterministic,
+        args.effective_train_size,
+        args.effective_valid_size,
+        args.effective_test_size,
+        fixed_subset,
+        sequential,
+        test_only=not (load_train or load_val),
+    )
+    wanted = [(train_loader, load_train), (val_loader, load_val), (test_loader, load_test)]
+    loaders = [loader for loader, is_wanted in wanted if is_wanted]
+    return loaders[0] if len(loaders) == 1 else loaders
+
+
+def train(
+    train_loader: Any,
+    model: nn.Module,
+    criterion: nn.Module,
+    optimizer: Optimizer,
+    epoch: int,
+    compression_scheduler: CompressionScheduler | None,
+    loggers: Loggers,
+    args: argparse.Namespace,
+) -> Scores:
+    """Train for one epoch, calling the scheduler's minibatch hooks; ``(top1, top5, mean overall loss)``.
+
+    The caller calls ``on_epoch_begin`` and ``on_epoch_end``. Raises :class:`DistillerError` when the loss is no longer
+    a finite number: nothing that follows would mean anything.
+    """
+    steps = len(train_loader)
+    logger.info("Training epoch: %d images (%d per mini-batch)", len(train_loader.sampler), train_loader.batch_size)
+    device, meter, began = model_device(model), ClassificationMeter(), time.monotonic()
+    sparsity = model_sparsity(model) / 100.0
+    model.train()
+    with TrainingProgress() as progress:
+        for step, (images, target) in enumerate(progress.track(train_loader, f"epoch {epoch}")):
+            images, target = images.to(device), target.to(device)
+            if compression_scheduler is not None:
+                compression_scheduler.on_minibatch_begin(epoch, step, steps, optimizer)
+            output = model(images)
+            objective = criterion(output, target)
+            losses = _fold(compression_scheduler, objective, epoch, step, steps, optimizer)
+            optimizer.zero_grad()
+            torch.autograd.backward(losses[OVERALL_LOSS])
+            if compression_scheduler is not None:
+                compression_scheduler.before_parameter_optimization(epoch, step, steps, optimizer)
+            optimizer.step()
+            if compression_scheduler is not None:
+                compression_scheduler.on_minibatch_end(epoch, step, steps, optimizer)
+
+            meter.add(output, target, {name: value.detach() for name, value in losses.items()})
+            rate = float(optimizer.param_groups[0]["lr"])
+            progress.show(loss=meter.losses[OVERALL_LOSS], lr=rate, sparsity=sparsity, top1=meter.top1)
+            if (step + 1) % args.print_freq == 0 or step + 1 == steps:
+                _report_step(model, meter, rate, began, epoch, step + 1, steps, loggers, args)
+    return meter.top1, meter.top5, meter.losses[OVERALL_LOSS]
+
+
+def _fold(
+    scheduler: CompressionScheduler | None,
+    objective: torch.Tensor,
+    epoch: int,
+    step: int,
+    steps: int,
+    optimizer: Optimizer,
+) -> dict[str, torch.Tensor]:
+    """The losses by name, :data:`OVERALL_LOSS` being the one to differentiate."""
+    losses = {OBJECTIVE_LOSS: objective, OVERALL_LOSS: objective}
+    if scheduler is not None:
+        folded = scheduler.before_backward_pass(epoch, step, steps, objective, optimizer, return_loss_components=True)
+        if isinstance(folded, PolicyLoss):
+            losses[OVERALL_LOSS] = folded.overall_loss
+            losses |= {part.name: part.value for part in scheduler.verify_policy_loss(folded)}
+    overall = losses[OVERALL_LOSS].item()
+    if not math.isfinite(overall):
+        raise DistillerError(
+            f"the loss became {overall} in epoch {epoch}, minibatch {step}: training diverged. Use "
+            "a lower --lr, or a weaker regularizer"
+        )
+    return losses
+
+
+def _report_step(
+    model: nn.Module,
+    meter: ClassificationMeter,
+    rate: float,
+    began: float,
+    epoch: int,
+    done: int,
+    steps: int,
+    loggers: Loggers,
+    args: argparse.Namespace,
+) -> None:
+    seconds = (time.monotonic() - began) / done
+    stats = {**meter.losses, "Top1": meter.top1, "Top5": meter.top5, "LR": rate, "Time": seconds}
+    params = model.named_parameters() if args.log_params_histograms else None
+    log_training_progress(
+        ("Performance/Training/", stats), params, epoch, done, steps, args.print_freq, _listed(loggers)
+    )
+
+
+def validate(
+    val_loader: Any,
+    model: nn.Module,
+    criterion: nn.Module,
+    loggers: Loggers,
+    args: argparse.Namespace,
+    epoch: int = -1,
+) -> Scores:
+    """Measure the model on the validation set: ``(top1, top5, mean loss)``, the accuracies in percent."""
+    logger.info("--- validate%s-----------", f" (epoch={epoch})" if epoch > -1 else " ")
+    return _evaluate(val_loader, model, criterion, loggers, args, epoch)
+
+
+def test(
+    test_loader: Any,
+    model: nn.Module,
+    criterion: nn.Module,
+    loggers: Loggers = None,
+    activations_collectors: Any = None,
+    args: argparse.Namespace | None = None,
+) -> Scores:
+    """Measure the model on the test set: ``(top1, top5, mean loss)``. ``activations_collectors`` must be None."""
+    del activations_collectors
+    logger.info("--- test ---------------------")
+    return _evaluate(test_loader, model, criterion, loggers, args or argparse.Namespace(), -1)
+
+
+def evaluate_model(
+    test_loader: Any,
+    model: nn.Module,
+    criterion: nn.Module,
+    loggers: Loggers,
+    activations_collectors: Any = None,
+    args: argparse.Namespace | None = None,
+    scheduler: CompressionScheduler | None = None,
+) -> Scores:
+    """What ``--evaluate`` does: :func:`test` with the scheduler's masks applied to the weights first."""
+    if scheduler is not None:
+        scheduler.mask_all_weights()
+    return test(test_loader, model, criterion, loggers, activations_collectors, args)
+
+
+@torch.no_grad()
+def _evaluate(
+    loader: Any, model: nn.Module, criterion: nn.Module, loggers: Loggers, args: argparse.Namespace, epoch: int
+) -> Scores:
+    steps, every = len(loader), getattr(args, "print_freq", 10)
+    logger.info("%d images (%d per mini-batch)", len(loader.sampler), loader.batch_size)
+    device, meter = model_device(model), ClassificationMeter()
+    confusion: ConfusionMatrix | None = None
+    was_training = model.training
+    model.eval()
+    with TrainingProgress() as progress:
+        for step, (images, target) in enumerate(progress.track(loader, "validate" if epoch > -1 else "test")):
+            images, target = images.to(device), target.to(device)
+            output = model(images)
+            meter.add(output, target, {"Loss": criterion(output, target)})
+            if getattr(args, "display_confusion", False):
+                confusion = confusion or ConfusionMatrix(output.shape[1])
+                confusion.add(output, target)
+            if (step + 1) % every == 0:
+                stats = {"Loss": meter.losses["Loss"], "Top1": meter.top1, "Top5": meter.top5}
+                log_training_progress(("", stats), None, epoch, step + 1, steps, every, _consoles(loggers))
+    model.train(was_training)
+    loss = meter.losses["Loss"]
+    logger.info("==> Top1: %.3f    Top5: %.3f    Loss: %.3f\n", meter.top1, meter.top5, loss)
+    if confusion is not None:
+        logger.info("==> Confusion:\n%s\n", confusion)
+    return meter.top1, meter.top5, loss
+
+
+def _listed(loggers: Loggers) -> list[DataLogger]:
+    if loggers is None:
+        return []
+    return [loggers] if isinstance(loggers, DataLogger) else list(loggers)
+
+
+def _consoles(loggers: Loggers) -> list[DataLogger]:
+    """Only these want to hear of every few steps of an evaluation; files get its result."""
+    return [one for one in _listed(loggers) if isinstance(one, PythonLogger)]

@@ -1,0 +1,125 @@
+"""What came of a compression run: top-1 before and after, planned and achieved sparsity (layer 5)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from distiller_ng.core.resume import capture_rng, restore_rng
+from distiller_ng.core.scheduler import CompressionScheduler
+from distiller_ng.core.summary import CompressionSummary
+from distiller_ng.ops.files import write_text_atomically
+
+__all__ = ["RunResults", "Scores", "first_pruning_epoch", "undisturbed", "unfinished_policies"]
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Accuracy on the test set: ``top1`` and ``top5`` in percent, ``loss`` the mean criterion, measured at ``epoch``.
+
+    ``sparsity`` is the fraction of zeros in the weights that count.
+    """
+
+    epoch: int
+    top1: float
+    top5: float
+    loss: float
+    sparsity: float
+
+
+@dataclass(slots=True)
+class RunResults:
+    """Everything worth keeping of a run; :meth:`save` writes it as JSON.
+
+    ``before`` is measured right before the first epoch that prunes, ``after`` when the run has ended.
+    """
+
+    facts: dict[str, Any]
+    before: Scores | None = None
+    after: Scores | None = None
+    best: dict[str, Any] | None = None
+    summary: CompressionSummary | None = None
+    seconds: float | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values: the run's facts, ``top1_before``, ``top1_after``, ``total_sparsity``, ``parameters``."""
+        before, after, summary = self.before, self.after, self.summary
+        return {
+            **self.facts,
+            "top1_before": None if before is None else before.top1,
+            "top1_after": None if after is None else after.top1,
+            "total_sparsity": None if after is None else after.sparsity,
+            "pruned_sparsity": None if summary is None else summary.total_sparsity,
+            "before": None if before is None else asdict(before),
+            "after": None if after is None else asdict(after),
+            "best": self.best,
+            "parameters": [] if summary is None else summary.as_dict()["parameters"],
+            "warnings": [] if summary is None else list(summary.warnings),
+            "seconds": self.seconds,
+        }
+
+    def save(self, path: Path) -> None:
+        """Write :meth:`as_dict`."""
+        write_text_atomically(path, json.dumps(self.as_dict(), indent=2) + "\n")
+
+    def lines(self) -> str:
+        """The result in words, e.g. ``Top1 before pruning: 97.500 (dense, epoch 8)``."""
+        parts = []
+        if self.before is not None:
+            parts.append(
+                f"Top1 before pruning: {self.before.top1:.3f}    "
+                f"(test set, after epoch {self.before.epoch}, sparsity {self.before.sparsity:.2%})"
+            )
+        if self.after is not None:
+            label = "Top1 after pruning: " if self.before is not None else "Top1: "
+            parts.append(
+                f"{label} {self.after.top1:.3f}    "
+                f"(test set, after epoch {self.after.epoch}, sparsity {self.after.sparsity:.2%})"
+            )
+        return "\n".join(parts)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run must know: the scores before pruning."""
+        return {"before": None if self.before is None else asdict(self.before)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore :meth:`state_dict`."""
+        before = state.get("before")
+        self.before = None if before is None else Scores(**before)
+
+
+def first_pruning_epoch(scheduler: CompressionScheduler) -> int | None:
+    """The first epoch in which some policy plans to zero weights; None when none does.
+
+    Example: AGP from epoch 8 on and a group lasso without a plan from epoch 0 on -> 8.
+    """
+    starts = [
+        int(window.start)
+        for policy, window in scheduler.schedule
+        if policy.planned_sparsity(window, scheduler.parameters)
+    ]
+    return min(starts, default=None)
+
+
+def unfinished_policies(scheduler: CompressionScheduler, epochs: int) -> list[str]:
+    """A sentence for each pruning policy that a run of ``epochs`` epochs cuts off."""
+    cut = []
+    for policy, window in scheduler.schedule:
+        last = window.last_epoch
+        if last is not None and last >= epochs and policy.planned_sparsity(window, scheduler.parameters):
+            cut.append(f"{policy.describe()} is scheduled up to epoch {last}; what it plans may not be reached")
+    return cut
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Put all random generators back afterwards: measuring must not change the training that follows."""
+    state = capture_rng()
+    try:
+        yield
+    finally:
+        restore_rng(state)

@@ -1,0 +1,18 @@
+"""Flags of this example beyond the application's own."""
+
+from __future__ import annotations
+
+import argparse
+
+from distiller_ng.apputils.unavailable import add_unavailable_arguments
+
+
+def add_cmdline_args(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Add them to the application's parser, and return it."""
+    parser.add_argument(
+        "--save-untrained-model",
+        action="store_true",
+        help="also write a checkpoint of the model before training (for lottery-ticket experiments)",
+    )
+    add_unavailable_arguments(parser, "example")
+    return parser
