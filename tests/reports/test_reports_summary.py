@@ -115,6 +115,8 @@ def test_unknown_summaries(what, message):
 
 def test_compute_without_an_input_shape():
     with pytest.raises(ArgumentError, match="set model.input_shape"):
+        model_summary(model(), "compute")
+    with pytest.raises(ArgumentError, match="unknown data set 'my-data'.*register_dataset_shape"):
         model_summary(model(), "compute", "my-data")
 
 
