@@ -2,9 +2,11 @@
 
 from distiller_ng.config.api import config_component_from_file_by_class, dict_config, file_config, read_schedule
 from distiller_ng.config.frontends.base import FRONTENDS, Frontend
+from distiller_ng.config.kinds import EXTENSIONS
 from distiller_ng.config.spec import ComponentSpec, PolicySpec, ScheduleSpec
 
 __all__ = [
+    "EXTENSIONS",
     "FRONTENDS",
     "ComponentSpec",
     "Frontend",

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from distiller_ng.config.classes import ClassTable, LRClasses, RegistryTable
 from distiller_ng.config.signatures import Argument, arguments_of
+from distiller_ng.core.legacy import as_policy
 from distiller_ng.core.policy import Policy
 from distiller_ng.errors import ArgumentError
 from distiller_ng.learning_rate.scheduled import ScheduledLR
@@ -25,9 +26,14 @@ from distiller_ng.policies.pruning import PruningArgs, PruningPolicy
 from distiller_ng.policies.regularization import RegularizationPolicy
 from distiller_ng.pruning.base import DEFAULT_TARGET, PRUNERS, Pruner, Target
 from distiller_ng.pruning.sparsity_schedules.base import SPARSITY_SCHEDULES, SparsitySchedule
+from distiller_ng.registry import Registry
 from distiller_ng.regularization.base import REGULARIZERS, Regularizer
 
-__all__ = ["KINDS", "NESTED", "Kind", "kind_of_key"]
+__all__ = ["EXTENSIONS", "KINDS", "NESTED", "Kind", "kind_of_key"]
+
+#: Policies of the user's own: what ``extensions`` defines is itself the policy that an ``extension`` entry runs.
+#: ``@EXTENSIONS.register("MyPolicy")`` on a subclass of :class:`distiller_ng.Policy`.
+EXTENSIONS: Registry[Policy] = Registry("extension", "distiller_ng.policies")
 
 _NO_ARGUMENTS: Mapping[str, Argument] = MappingProxyType({})
 
@@ -154,6 +160,10 @@ def _check_lr(component: Any, optimizer: Optimizer) -> None:
         LRTable(component.definition, lambda: ShadowOptimizer.of(optimizer, rates)).values(0)
 
 
+def _extension_policy(extension: Any, args: Mapping[str, Any]) -> Policy:
+    return as_policy(extension)
+
+
 def _without_first(arguments: Mapping[str, Argument]) -> Mapping[str, Argument]:
     """What a policy's constructor takes besides its component."""
     return MappingProxyType(dict(list(arguments.items())[1:]))
@@ -190,7 +200,13 @@ _ALL = (
     ),
     Kind(section="quantizers", key="quantizer", noun="quantizer", most=1),
     Kind(section="distillers", key="distiller", noun="distiller"),
-    Kind(section="extensions", key="extension", noun="extension"),
+    Kind(
+        section="extensions",
+        key="extension",
+        noun="extension",
+        classes=RegistryTable(EXTENSIONS),
+        make_policy=_extension_policy,
+    ),
     Kind(
         section="lr_schedulers",
         key="lr_scheduler",

@@ -9,9 +9,11 @@ from typing import Any, TypeAlias
 from distiller_ng.config.problems import shown
 from distiller_ng.errors import listed
 
-__all__ = ["describe", "recognize"]
+__all__ = ["RECIPE", "describe", "is_recipe", "recognize"]
 
+RECIPE = "This seems to be a SparseML recipe, not a schedule."
 _MODIFIER = re.compile(r"!\w*Modifier\b")
+_MODIFIER_ITEM = re.compile(r"^\s*-\s*!\w*Modifier\b", re.MULTILINE)
 _Data: TypeAlias = Mapping[str, Any]
 
 
@@ -22,10 +24,15 @@ def recognize(data: _Data, tags: Sequence[str]) -> str | None:
     'This seems to be a search space for automatic compression (AMC), not a schedule.'
     """
     if any(_MODIFIER.fullmatch(tag) for tag in tags):
-        return "This seems to be a SparseML recipe, not a schedule."
+        return RECIPE
     named = {str(key): value for key, value in data.items()}
     found = next((what for what, test in _KINDS_OF_FILES if test(named)), None)
     return None if found is None else f"This seems to be {found}, not a schedule."
+
+
+def is_recipe(text: str) -> bool:
+    """Whether text that is no YAML as a whole holds a recipe, as Markdown cards do: ``- !EpochRangeModifier`` lines."""
+    return _MODIFIER_ITEM.search(text) is not None
 
 
 def describe(data: Any, text: str) -> str:

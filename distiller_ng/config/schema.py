@@ -10,7 +10,6 @@ import argparse
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -98,18 +97,24 @@ def _section(kind: Kind) -> Schema:
 def _definition(table: ClassTable, plugins: bool) -> Schema:
     """A mapping with a class, and for each class the arguments it takes."""
     found = [(name, table.get(name)) for name in table.names()]
-    classes = [(name, c) for name, c in found if plugins or c.is_built_in]
-    names: Schema = {"enum": [name for name, _ in classes]}
+    classes = [(name, c) for name, c in found if (plugins or c.is_built_in) and _is_writable(c)]
     own: Schema = {"type": "string", "pattern": _DOTTED_PATH, "description": "A class of your own."}
-    return {
+    names: list[Schema] = [{"enum": [name for name, _ in classes]}] if classes else []
+    definition: Schema = {
         "type": "object",
         "required": ["class"],
-        "properties": {"class": {"description": "The algorithm.", "anyOf": [names, own]}},
-        "allOf": [
-            {"if": {"properties": {"class": {"const": name}}, "required": ["class"]}, "then": _branch(c)}
-            for name, c in classes
-        ],
+        "properties": {"class": {"description": "The algorithm.", "anyOf": [*names, own]}},
     }
+    branches = [
+        {"if": {"properties": {"class": {"const": name}}, "required": ["class"]}, "then": _branch(c)}
+        for name, c in classes
+    ]
+    return {**definition, "allOf": branches} if branches else definition
+
+
+def _is_writable(found: ComponentClass) -> bool:
+    """Whether a file can give all that the class needs; LambdaLR needs a function."""
+    return all(_type(argument) is not None for argument in found.arguments.values() if argument.required)
 
 
 def _branch(found: ComponentClass) -> Schema:
@@ -160,7 +165,7 @@ def _type(argument: Argument) -> Schema | None:
         schema = adapter(argument.annotation).json_schema(schema_generator=_Generator)
     except (PydanticOmit, PydanticUserError):
         return None
-    return None if schema == {"type": "null"} else dict(schema)
+    return None if schema in ({"type": "null"}, {"anyOf": []}) else dict(schema)
 
 
 # -- policies ----------------------------------------------------------------------------------------------------------
@@ -205,9 +210,12 @@ def _instance(kind: Kind) -> Schema:
 def write_schema(path: str | os.PathLike[str], schema: Mapping[str, Any]) -> None:
     """Write a schema as JSON, whole or not at all."""
     target = Path(path)
-    with tempfile.NamedTemporaryFile("w", dir=target.parent, suffix=".tmp", delete=False, encoding="utf-8") as stream:
-        stream.write(_text(schema))
-    os.replace(stream.name, target)
+    draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        draft.write_text(_text(schema), encoding="utf-8")
+        os.replace(draft, target)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def _text(schema: Mapping[str, Any]) -> str:

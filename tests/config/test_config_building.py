@@ -14,7 +14,7 @@ from config_helpers import HEADER, POLICY, VALID, assert_untouched, new_model_an
 from torch import nn
 
 import distiller_ng as distiller
-from distiller_ng.config import config_component_from_file_by_class, dict_config, file_config
+from distiller_ng.config import EXTENSIONS, config_component_from_file_by_class, dict_config, file_config
 from distiller_ng.errors import ArgumentError, ScheduleError, ScheduleWarning
 from distiller_ng.policies.lr import LRPolicy
 from distiller_ng.policies.pruning import PruningPolicy
@@ -383,6 +383,56 @@ def test_a_learning_rate_class_of_ones_own(load, tmp_path, monkeypatch):
     loaded.scheduler.on_epoch_begin(1)
     loaded.scheduler.on_epoch_end(1, loaded.optimizer)
     assert loaded.optimizer.param_groups[0]["lr"] == pytest.approx(0.01)
+
+
+# -- policies of the user's ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own_policy():
+    class Inflate(distiller.Policy):
+        """Adds ``factor`` times the loss."""
+
+        def __init__(self, name: str, factor: float) -> None:
+            self.name, self.factor = name, factor
+
+        def before_backward_pass(self, ctx):
+            extra = self.factor * ctx.loss
+            return distiller.PolicyLoss(ctx.loss + extra, distiller.LossComponent(self.name, extra))
+
+    EXTENSIONS.register("InflateOfTheConfigTests", injected=("name",))(Inflate)
+    yield
+    EXTENSIONS._entries.pop("InflateOfTheConfigTests")
+
+
+EXTENSION = """\
+extensions:
+  bigger: {class: InflateOfTheConfigTests, factor: 0.5}
+policies:
+  - extension: {instance_name: bigger}
+    epochs: [0]
+  - extension: {instance_name: bigger}
+    epochs: [2]
+"""
+
+
+def test_a_registered_policy_is_an_extension(load, own_policy):
+    loaded = load(EXTENSION)
+    scheduler = loaded.scheduler
+    assert len({id(policy) for policy, _ in scheduler.schedule}) == 1
+    scheduler.on_epoch_begin(2)
+    scheduler.on_minibatch_begin(2, 0, 1)
+    assert float(scheduler.before_backward_pass(2, 0, 1, torch.tensor(2.0))) == 3.0
+
+
+def test_extensions_are_checked_like_everything_else(load, own_policy):
+    assert load(EXTENSION.replace("factor: 0.5", "factor: x")).the_problem().path == "extensions.bigger.factor"
+    problem = load(
+        EXTENSION.replace("{instance_name: bigger}", "{instance_name: bigger, args: {a: 1}}", 1)
+    ).the_problem()
+    assert "has no argument 'a'" in problem.message
+    missing = load(EXTENSION.replace("InflateOf", "Inflate")).the_problem()
+    assert "unknown extension class" in missing.message and "Did you mean 'InflateOfTheConfigTests'" in missing.message
 
 
 # -- one component ------------------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ FILES = [
     ("network:\n  resnet20_cifar: [layer1.0.conv1, layer1.1.conv1]\n", "search space for automatic compression"),
     ("site_name: Docs\ntheme: readthedocs\nnav:\n  - Home: index.md\n", "MkDocs"),
     (RECIPE, "SparseML recipe"),
+    ("---\nmodifiers:\n  - !EpochRangeModifier\n      end_epoch: 2\n---\n# A recipe card\n", "SparseML recipe"),
     ("modifiers:\n  - SetLearningRateModifier\n", "SparseML recipe"),
     ("sparsity_stage:\n  pruning_modifiers: []\n", "SparseML recipe"),
     ('{"name": "app", "scripts": {"test": "jest"}}', "JSON about something else"),

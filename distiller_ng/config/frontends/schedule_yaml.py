@@ -11,12 +11,14 @@ from distiller_ng.config.documents import Document, load_document
 from distiller_ng.config.frontends.base import FRONTENDS, Frontend
 from distiller_ng.config.kinds import KINDS
 from distiller_ng.config.problems import file_problem
-from distiller_ng.config.recognition import describe, recognize
+from distiller_ng.config.recognition import RECIPE, describe, is_recipe, recognize
 from distiller_ng.config.spec import ScheduleSpec
 from distiller_ng.config.structure import POLICIES, VERSION, read_spec
 from distiller_ng.errors import ScheduleError, nearest
 
 __all__ = ["ScheduleYaml"]
+
+_SECTIONS = f"A schedule has at least one of the sections {', '.join([*KINDS, POLICIES])}"
 
 
 @FRONTENDS.register("schedule_yaml")
@@ -40,11 +42,15 @@ class ScheduleYaml(Frontend):
 
     def parse(self, text: str, *, source: str) -> ScheduleSpec:
         """The spec of a schedule file; raises :class:`ScheduleError` for what is no schedule."""
-        document = load_document(text, source)
+        try:
+            document = load_document(text, source)
+        except ScheduleError:
+            if is_recipe(text):  # in Markdown, say
+                raise file_problem(source, f"{RECIPE} {_SECTIONS}") from None
+            raise
         seems = _what_else(document, text)
         if seems is not None:
-            sections = ", ".join([*KINDS, POLICIES])
-            raise file_problem(source, f"{seems} A schedule has at least one of the sections {sections}")
+            raise file_problem(source, f"{seems} {_SECTIONS}")
         if document.problems:
             raise ScheduleError(document.problems)
         spec = read_spec(document.data, source=source, marks=document.marks, text=text)
