@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from distiller_ng.core.context import StepContext
+from distiller_ng.core.window import PolicyWindow
 from distiller_ng.errors import CalibrationError, TargetError
 from distiller_ng.graph.module_flow import FlowRecorder, leaf_modules, observe_module_flow
 from distiller_ng.names import ParameterIndex
@@ -65,6 +66,17 @@ class ActivationRankedFilterPruner(ObservingPruner, FilterScorePruner):
             message = f"{type(self).__name__} needs the weight of a convolution or linear layer, {name!r} is none"
             raise TargetError(message, argument=target.argument)
 
+    def check(self, window: PolicyWindow, parameters: ParameterIndex) -> None:
+        """Every target must be the weight of a convolution or linear layer."""
+        super().check(window, parameters)
+        self._check_layers(leaf_modules(parameters.model))
+
+    def _check_layers(self, modules: Mapping[str, nn.Module]) -> None:
+        for name in self.names:
+            if not isinstance(modules.get(_layer_of(name)), _LAYERS):
+                message = f"{_layer_of(name)!r} is no convolution or linear layer, and {type(self).__name__} needs one"
+                raise TargetError(message, argument=self._bound[name].argument)
+
     def bind(self, parameters: ParameterIndex, *, strict: bool = True) -> list[str]:
         """As every pruner's; where to look is found again."""
         self._points = {}
@@ -94,14 +106,11 @@ class ActivationRankedFilterPruner(ObservingPruner, FilterScorePruner):
     def watch(self, model: nn.Module, example_inputs: tuple[Any, ...] | None) -> None:
         """Hook each activation; where its place is not known yet, the first forward pass (or one now) shows it."""
         modules = leaf_modules(model)
+        self._check_layers(modules)
         for name in self.names:
-            layer = _layer_of(name)
-            if not isinstance(modules.get(layer), _LAYERS):
-                raise CalibrationError(
-                    f"{type(self).__name__}: {layer!r} is no convolution or linear layer of the model"
-                )
             known = self._points.pop(name, None)
-            point = known if known is not None and known.module in modules else point_by_name(layer, modules)
+            still_there = known is not None and known.module in modules
+            point = known if still_there else point_by_name(_layer_of(name), modules)
             if point is not None:
                 self._points[name] = point
         unknown = [name for name in self.names if name not in self._points]

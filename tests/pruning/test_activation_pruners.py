@@ -90,7 +90,6 @@ def test_leader_and_pattern_and_global_scope():
     assert kept_filters(decide(patterned, model)["2.weight"]) == [1, 3]
     together = MEAN("p", "Filters", 0.5, "re:.*weight", scope="global")
     observe(together, model, data)  # means 4 1 3 2 and 10 40 20 30
-    assert [kept_filters(mask) for mask in decide(together, model).values()] == [[1 - 1], [1, 2, 3]] or True
     kept = {name: kept_filters(mask) for name, mask in decide(together, model).items()}
     assert kept == {"0.weight": [0], "2.weight": [1, 2, 3]}
 
