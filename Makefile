@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint types schema bench clean
+.PHONY: demo test lint types schema docs bench clean
 
 demo: $(READY)  ## train a small CNN on digits, prune it to 90 %, show what came of it
 	$(BIN)/python examples/demo/run_demo.py
@@ -21,6 +21,9 @@ types: $(READY)
 
 schema: $(READY)  ## write the editor schema again, after a class or argument changed
 	$(BIN)/python -m distiller_ng.config.schema --write schedules/schedule.schema.json
+
+docs: $(READY)  ## write the generated reference pages again, after a docstring or signature changed
+	$(BIN)/python docs/generate.py
 
 bench: $(READY)
 	$(BIN)/python benchmarks/step_overhead.py --quick

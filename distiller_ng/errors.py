@@ -79,7 +79,10 @@ class ScheduleWarning(UserWarning):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing wrong with a schedule: ``file:line:col: path: message``; line and column count from 1."""
+    """One thing wrong with a schedule: ``file:line:col: path: message``; line and column count from 1.
+
+    Line 0 stands for data that came from no file; then only the path says where it is.
+    """
 
     source: str
     line: int
@@ -89,7 +92,8 @@ class Problem:
 
     def __str__(self) -> str:
         where = f"{self.path}: " if self.path else ""
-        return f"{self.source}:{self.line}:{self.column}: {where}{self.message}"
+        place = f":{self.line}:{self.column}" if self.line else ""
+        return f"{self.source}{place}: {where}{self.message}"
 
 
 class ScheduleError(DistillerError, ValueError):

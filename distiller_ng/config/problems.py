@@ -20,20 +20,9 @@ _SHOWN = 60
 _PACKAGE_FOLDER = str(FilePath(__file__).parent)
 
 
-class _UnmarkedProblem(Problem):
-    """A problem in data that came from no file: only its path says where it is."""
-
-    __slots__ = ()
-
-    def __str__(self) -> str:
-        where = f"{self.path}: " if self.path else ""
-        return f"{self.source}: {where}{self.message}"
-
-
 def problem(source: str, mark: Mark, path: Path, message: str) -> Problem:
     """One problem; without a line (``line == 0``) it prints as ``source: path: message``."""
-    kind = Problem if mark.line else _UnmarkedProblem
-    return kind(source, mark.line, mark.column, format_path(path), message)
+    return Problem(source, mark.line, mark.column, format_path(path), message)
 
 
 def shown(value: Any) -> str:

@@ -145,7 +145,14 @@ class PolicyWindow:
     @property
     def last_epoch(self) -> int | None:
         """The last epoch that really is active (0-4/3 ends in 3), None for an open window."""
-        return None if math.isinf(self.end) else self.active_epochs()[-1]
+        if self.epochs is not None:
+            return self.epochs[-1]
+        if math.isinf(self.end):
+            return None
+        if self.is_fractional:
+            return math.ceil(self.end) - 1
+        start, frequency = int(self.start), int(self.frequency or 1)
+        return start + (int(self.end) - 1 - start) // frequency * frequency
 
     def is_last(self, epoch: int) -> bool:
         """Whether ``epoch`` is the last active one, from the real list rather than ``end - 1``."""
