@@ -26,7 +26,8 @@ from distiller_ng.checkpoint import TRANSFORMS
 from distiller_ng.config.kinds import KINDS
 from distiller_ng.errors import ScheduleError, ScheduleWarning
 from distiller_ng.learning_rate import LR_SCHEDULERS
-from distiller_ng.models import _zoo, create_model, dataset_shapes, factory
+from distiller_ng.models import _zoo, create_model, factory
+from distiller_ng.ops import dataset_shapes
 from distiller_ng.pruning.base import PRUNERS
 from distiller_ng.pruning.sparsity_schedules import SPARSITY_SCHEDULES, as_schedule
 from distiller_ng.regularization import REGULARIZERS
