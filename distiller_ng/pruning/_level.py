@@ -166,7 +166,11 @@ class ElementLevelPruner(LevelPruner):
         if level is None:
             return None if self.pattern is None else nm_mask(weight.abs(), self.pattern)
         k = int(level * weight.numel())
-        return lowest_k_mask(weight.abs(), k, pattern=self.pattern) if k else self.dense_mask(name, ctx)
+        if k == 0:
+            return self.dense_mask(name, ctx)
+        if self.pattern is None:
+            return global_threshold_masks([weight], level, absolute=True)[0]  # spares the copy that abs() makes
+        return lowest_k_mask(weight.abs(), k, pattern=self.pattern)
 
     def _global_masks(self, levels: Mapping[str, float | None], ctx: StepContext) -> dict[str, Tensor | None] | None:
         """None where there is nothing to rank together."""

@@ -167,12 +167,18 @@ class StructurePruner(LevelPruner):
     def _maps_of_leader(self, names: Sequence[str], ctx: StepContext) -> dict[str, Tensor | None]:
         """The first tensor's map for all, decided again only when the level has changed."""
         level = self.level(names[0], ctx)
-        if self._leader is None or level != self._leader[0] or not self.keeps_leader_map:
+        if not self._leader_map_holds(level, ctx.parameters[names[0]]):
             scores = self.scores(names[0], ctx)
             if scores is None:
                 return {}
             self._leader = (level, self._keep(scores, level))
-        return dict.fromkeys(names, self._leader[1])
+        return dict.fromkeys(names, None if self._leader is None else self._leader[1])
+
+    def _leader_map_holds(self, level: float | None, leader: Tensor) -> bool:
+        if self._leader is None or level != self._leader[0] or not self.keeps_leader_map:
+            return False
+        known = self._leader[1]  # of another length once filters were removed from the model
+        return known is None or known.numel() * self.structures.group_size == self.structures.count(leader)
 
     def _global_maps(self, names: Sequence[str], ctx: StepContext) -> dict[str, Tensor | None]:
         """One ranking over the structures of all tensors, each of which keeps its best."""

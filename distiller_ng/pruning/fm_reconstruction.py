@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from distiller_ng.core.context import StepContext
+from distiller_ng.core.distributed import broadcast_masks
 from distiller_ng.core.window import PolicyWindow
 from distiller_ng.errors import ArgumentError, TargetError
 from distiller_ng.graph.module_flow import leaf_modules
@@ -189,6 +190,11 @@ class FMReconstructionChannelPruner(ObservingPruner, LpRankedStructureParameterP
             store = self.observed(name, ctx)
             if mask is not None and isinstance(store, SampleStore):
                 self._refit_(name, ctx.parameters[name], mask, store.rows())
+        # Replicas saw different samples and must not drift apart: rank 0's fit counts.
+        fitted = {name: ctx.parameters[name].detach() for name in dict.fromkeys(decided)}
+        for name, agreed in broadcast_masks(fitted).items():
+            if agreed is not fitted[name]:
+                fitted[name].copy_(agreed)
 
     def _refit_(self, name: str, parameter: nn.Parameter, mask: Tensor, rows: Tensor) -> None:
         keep = mask.transpose(0, 1).flatten(1).any(dim=1).cpu()

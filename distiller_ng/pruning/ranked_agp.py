@@ -43,7 +43,20 @@ __all__ = [
 
 @PRUNERS.register("L1RankedStructureParameterPruner_AGP", injected=("name",))
 class L1RankedStructureParameterPruner_AGP(L1RankedStructureParameterPruner):
-    """:class:`L1RankedStructureParameterPruner` along an AGP curve."""
+    """Prunes structures of lowest mean absolute value, to a level along the AGP curve.
+
+    It is :class:`L1RankedStructureParameterPruner` otherwise;
+    ``initial_sparsity`` and ``final_sparsity`` (0..1, the second larger) are the levels of the window's first and last
+    active epoch; ``schedule`` replaces the curve between them::
+
+        pruners:
+          gradual:
+            class: L1RankedStructureParameterPruner_AGP
+            initial_sparsity: 0.05
+            final_sparsity: 0.5
+            group_type: Filters
+            weights: [layer1.0.conv1.weight]
+    """
 
     level_argument: ClassVar[str] = "final_sparsity"
 
@@ -68,7 +81,20 @@ class L1RankedStructureParameterPruner_AGP(L1RankedStructureParameterPruner):
 
 @PRUNERS.register("L2RankedStructureParameterPruner_AGP", injected=("name",))
 class L2RankedStructureParameterPruner_AGP(L2RankedStructureParameterPruner):
-    """:class:`L2RankedStructureParameterPruner` along an AGP curve."""
+    """Prunes structures of lowest Euclidean norm, to a level along the AGP curve.
+
+    It is :class:`L2RankedStructureParameterPruner` otherwise;
+    ``initial_sparsity`` and ``final_sparsity`` (0..1, the second larger) are the levels of the window's first and last
+    active epoch; ``schedule`` replaces the curve between them::
+
+        pruners:
+          gradual:
+            class: L2RankedStructureParameterPruner_AGP
+            initial_sparsity: 0.05
+            final_sparsity: 0.5
+            group_type: Filters
+            weights: [layer1.0.conv1.weight]
+    """
 
     level_argument: ClassVar[str] = "final_sparsity"
 
@@ -116,24 +142,89 @@ class _FilterAGP(FilterScorePruner):
 
 @PRUNERS.register("ActivationAPoZRankedFilterPruner_AGP", injected=("name",))
 class ActivationAPoZRankedFilterPruner_AGP(_FilterAGP, ActivationAPoZRankedFilterPruner):
-    """:class:`ActivationAPoZRankedFilterPruner` along an AGP curve."""
+    """Prunes filters whose activations are zero most often, to a level along the AGP curve.
+
+    It is :class:`ActivationAPoZRankedFilterPruner` otherwise;
+    ``initial_sparsity`` and ``final_sparsity`` (0..1, the second larger) are the levels of the window's first and last
+    active epoch; ``schedule`` replaces the curve between them::
+
+        pruners:
+          gradual:
+            class: ActivationAPoZRankedFilterPruner_AGP
+            initial_sparsity: 0.05
+            final_sparsity: 0.5
+            group_type: Filters
+            weights: [layer1.0.conv1.weight]
+    """
 
 
 @PRUNERS.register("ActivationMeanRankedFilterPruner_AGP", injected=("name",))
 class ActivationMeanRankedFilterPruner_AGP(_FilterAGP, ActivationMeanRankedFilterPruner):
-    """:class:`ActivationMeanRankedFilterPruner` along an AGP curve."""
+    """Prunes filters of lowest mean activation, to a level along the AGP curve.
+
+    It is :class:`ActivationMeanRankedFilterPruner` otherwise;
+    ``initial_sparsity`` and ``final_sparsity`` (0..1, the second larger) are the levels of the window's first and last
+    active epoch; ``schedule`` replaces the curve between them::
+
+        pruners:
+          gradual:
+            class: ActivationMeanRankedFilterPruner_AGP
+            initial_sparsity: 0.05
+            final_sparsity: 0.5
+            group_type: Filters
+            weights: [layer1.0.conv1.weight]
+    """
 
 
 @PRUNERS.register("GradientRankedFilterPruner_AGP", injected=("name",))
 class GradientRankedFilterPruner_AGP(_FilterAGP, GradientRankedFilterPruner):
-    """:class:`GradientRankedFilterPruner` along an AGP curve."""
+    """Prunes filters of lowest Taylor score, to a level along the AGP curve.
+
+    It is :class:`GradientRankedFilterPruner` otherwise;
+    ``initial_sparsity`` and ``final_sparsity`` (0..1, the second larger) are the levels of the window's first and last
+    active epoch; ``schedule`` replaces the curve between them::
+
+        pruners:
+          gradual:
+            class: GradientRankedFilterPruner_AGP
+            initial_sparsity: 0.05
+            final_sparsity: 0.5
+            group_type: Filters
+            weights: [layer1.0.conv1.weight]
+    """
 
 
 @PRUNERS.register("RandomRankedFilterPruner_AGP", injected=("name",))
 class RandomRankedFilterPruner_AGP(_FilterAGP, RandomRankedFilterPruner):
-    """:class:`RandomRankedFilterPruner` along an AGP curve."""
+    """Prunes random filters, to a level along the AGP curve.
+
+    It is :class:`RandomRankedFilterPruner` otherwise;
+    ``initial_sparsity`` and ``final_sparsity`` (0..1, the second larger) are the levels of the window's first and last
+    active epoch; ``schedule`` replaces the curve between them::
+
+        pruners:
+          gradual:
+            class: RandomRankedFilterPruner_AGP
+            initial_sparsity: 0.05
+            final_sparsity: 0.5
+            group_type: Filters
+            weights: [layer1.0.conv1.weight]
+    """
 
 
 @PRUNERS.register("BernoulliFilterPruner_AGP", injected=("name",))
 class BernoulliFilterPruner_AGP(_FilterAGP, BernoulliFilterPruner):
-    """:class:`BernoulliFilterPruner` along an AGP curve."""
+    """Prunes filters by independent draws, to a level along the AGP curve.
+
+    It is :class:`BernoulliFilterPruner` otherwise;
+    ``initial_sparsity`` and ``final_sparsity`` (0..1, the second larger) are the levels of the window's first and last
+    active epoch; ``schedule`` replaces the curve between them::
+
+        pruners:
+          gradual:
+            class: BernoulliFilterPruner_AGP
+            initial_sparsity: 0.05
+            final_sparsity: 0.5
+            group_type: Filters
+            weights: [layer1.0.conv1.weight]
+    """

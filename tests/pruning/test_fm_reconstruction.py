@@ -15,7 +15,7 @@ from distiller_ng.core.window import PolicyWindow
 from distiller_ng.errors import ArgumentError, CalibrationError, TargetError
 from distiller_ng.names import ParameterIndex
 from distiller_ng.policies import PruningPolicy
-from distiller_ng.pruning import FMReconstructionChannelPruner
+from distiller_ng.pruning import FMReconstructionChannelPruner, fm_reconstruction
 
 
 def kept_channels(mask):
@@ -110,6 +110,15 @@ def test_a_second_decision_changes_only_what_is_still_alive():
     decide(pruner, model, ctx)
     pruner.update_weights_(ctx)
     assert torch.equal(model.conv2.weight, once)
+
+
+def test_replicas_take_the_fit_of_rank_0(monkeypatch):
+    model = ConvNet()
+    pruner = FMReconstructionChannelPruner("p", "Channels", 0.5, "conv2.weight")
+    rank_0 = torch.randn(8, 4, 3, 3)
+    monkeypatch.setattr(fm_reconstruction, "broadcast_masks", lambda tensors: dict.fromkeys(tensors, rank_0))
+    masks = prune(pruner, model, torch.randn(4, 3, 6, 6))
+    assert torch.equal(model.conv2.weight, rank_0 * masks["conv2.weight"])
 
 
 def test_too_few_samples_are_logged(caplog):
