@@ -4,6 +4,7 @@
 the application itself is :mod:`distiller_ng.apputils.image_classifier`.
 """
 
+from distiller_ng.apputils import image_classifier
 from distiller_ng.apputils.checkpoints import (
     load_checkpoint,
     load_lean_checkpoint,
@@ -33,6 +34,7 @@ __all__ = [
     "config_pylogger",
     "dataset_summary",
     "get_contents_table",
+    "image_classifier",
     "load_checkpoint",
     "load_data",
     "load_lean_checkpoint",

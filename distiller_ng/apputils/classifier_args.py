@@ -16,7 +16,8 @@ _PICTURES = ("png", "png_w_params")  # Distiller's; the summary itself says that
 _EPILOG = """\
 examples:
   compress_classifier.py --arch digits_cnn --compress schedules/agp_digits_cnn.yaml --epochs 24 --lr 0.05
-  compress_classifier.py --arch resnet20_cifar --dataset fashion-mnist --compress schedules/agp_resnet20_fmnist.yaml
+  compress_classifier.py --arch resnet20_cifar --dataset fashion-mnist --epochs 10 --batch-size 128 \\
+                         --compress schedules/agp_resnet20_fmnist.yaml
   compress_classifier.py --arch digits_cnn --resume-from logs/<run>/checkpoint.pth.tar
   compress_classifier.py --arch digits_cnn --exp-load-weights-from logs/<run>/best.pth.tar --evaluate
 """
