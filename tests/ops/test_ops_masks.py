@@ -134,6 +134,23 @@ def test_ties_that_span_tensors_go_in_order():
     assert [m.tolist() for m in masks] == [[0.0, 0.0, 0.0], [0.0, 1.0, 1.0]]
 
 
+@pytest.mark.parametrize("sparsity", [0.3, 0.6, 0.75, 0.9, 0.99])
+def test_weights_pruned_before_are_counted_not_partitioned(sparsity):
+    weights = torch.randn(40, 50) * (torch.rand(40, 50) < 0.25)  # three quarters are zero already
+    (mask,) = global_threshold_masks([weights], sparsity, absolute=True)
+    order = weights.abs().flatten().sort(stable=True).indices
+    expected = torch.ones(2000)
+    expected[order[: int(sparsity * 2000)]] = 0
+    assert torch.equal(mask.flatten(), expected)
+
+
+def test_nan_among_many_zeros_is_refused():
+    weights = torch.zeros(100)
+    weights[7] = math.nan
+    with pytest.raises(ArgumentError, match="NaN"):
+        global_threshold_masks([weights], 0.5)
+
+
 def test_ties_larger_than_one_chunk():
     count = (1 << 20) + 5
     mask = lowest_k_mask(torch.zeros(count), count - 3)
