@@ -13,9 +13,9 @@ from distiller_ng.core.distributed import broadcast_masks
 from distiller_ng.core.policy import Policy
 from distiller_ng.core.window import PolicyWindow
 from distiller_ng.errors import ArgumentError, did_you_mean
-from distiller_ng.graph.module_flow import fold_batch_norm_weights
+from distiller_ng.graph.module_flow import batch_norm_pairs, fold_batch_norm_weights
 from distiller_ng.names import ParameterIndex
-from distiller_ng.pruning.base import Pruner
+from distiller_ng.pruning.base import DEFAULT_TARGET, Pruner
 from distiller_ng.pruning.legacy import as_pruner
 
 __all__ = ["PruningArgs", "PruningPolicy"]
@@ -97,6 +97,7 @@ class PruningPolicy(Policy):
         self.args = PruningArgs.of(pruner_args)
         self.classes, self.layers = classes, layers
         self._initialized = False
+        self._norms: dict[str, str] | None = None  # batch norm behind each layer, with fold_batchnorm
         self._decides_at: int | None = None  # optimizer step of the first epoch, with skip_first_minibatch
 
     # -- hooks ------------------------------------------------------------------------------------------------------
@@ -118,8 +119,7 @@ class PruningPolicy(Policy):
         if not pruner.names:
             pruner.bind(ctx.parameters)
         if self.args.fold_batchnorm:
-            folded = fold_batch_norm_weights(ctx.model, pruner.names, ctx.example_inputs)
-            ctx = replace(ctx, ranking_weights=folded)
+            ctx = replace(ctx, ranking_weights=self._folded(ctx))
         masks: dict[str, Tensor] = {}
         for group in pruner.groups(ctx.parameters):
             masks.update(pruner.compute_masks(group, ctx))
@@ -205,6 +205,11 @@ class PruningPolicy(Policy):
 
     def check(self, window: PolicyWindow, parameters: ParameterIndex) -> None:
         """Resolve the pruner's targets on the model; raises :class:`TargetError` for one that matches nothing."""
+        if self.args.levels is not None:
+            levels = self.pruner.accept_levels(self.args.levels)
+            for key in levels if isinstance(levels, Mapping) else ():
+                if key != DEFAULT_TARGET:
+                    parameters.match(key, argument=("levels", key))
         self.pruner.bind(parameters)
         self.pruner.check(window, parameters)
 
@@ -253,6 +258,13 @@ class PruningPolicy(Policy):
                 masker.mask_on_forward_only = self.args.mask_on_forward_only
             if masker.use_double_copies != self.args.use_double_copies:
                 masker.use_double_copies = self.args.use_double_copies
+
+    def _folded(self, ctx: StepContext) -> dict[str, Tensor]:
+        """Ranking weights; which norm follows which layer is looked up once."""
+        if self._norms is None:
+            layers = [name.rpartition(".")[0] for name in self.pruner.names]
+            self._norms = batch_norm_pairs(ctx.model, layers, ctx.example_inputs)
+        return fold_batch_norm_weights(ctx.model, self.pruner.names, pairs=self._norms)
 
     def _hook_gradients(self, ctx: StepContext) -> None:
         """Install the gradient hooks; done here, so that a resumed run gets them too."""

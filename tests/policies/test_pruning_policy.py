@@ -186,6 +186,11 @@ def test_unknown_arguments_and_targets_are_refused():
     scheduler = CompressionScheduler(linear())
     with pytest.raises(TargetError, match="Did you mean 'weight'"):
         scheduler.add_policy(PruningPolicy(SparsityLevelParameterPruner("x", {"wieght": 0.5}), None), epochs=[0])
+    with pytest.raises(TargetError, match="Did you mean 'weight'"):
+        scheduler.add_policy(PruningPolicy(level(0.5), {"levels": {"wieght": 0.5}}), epochs=[0])
+    with pytest.raises(ArgumentError, match=r"1\.5"):
+        scheduler.add_policy(PruningPolicy(level(0.5), {"levels": {"weight": 1.5}}), epochs=[0])
+    assert scheduler.schedule == ()
 
 
 class ConvBN(nn.Module):
