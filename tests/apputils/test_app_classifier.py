@@ -14,7 +14,7 @@ from distiller_ng.apputils.classifier_loops import OVERALL_LOSS
 from distiller_ng.checkpoint import read_checkpoint
 from distiller_ng.core.scheduler import CompressionScheduler
 from distiller_ng.errors import ArgumentError, DatasetError, DistillerError, ScheduleError
-from distiller_ng.models import register_user_model
+from distiller_ng.models import factory, register_user_model
 
 SCHEDULE = """
 version: 1
@@ -48,7 +48,13 @@ class Tiny(torch.nn.Module):
         return self.fc(torch.relu(self.conv1(x)).flatten(1))
 
 
-register_user_model("tiny_for_app_tests", "digits", Tiny)
+@pytest.fixture(scope="module", autouse=True)
+def _registered():
+    """The model exists for these tests only."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(factory, "_USER_MODELS", dict(factory._USER_MODELS))
+        register_user_model("tiny_for_app_tests", "digits", Tiny)
+        yield
 
 
 @pytest.fixture(autouse=True)

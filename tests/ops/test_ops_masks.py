@@ -225,26 +225,6 @@ def test_lowest_structures_ties_over_prune_but_never_everything():
     assert lowest_structures(torch.zeros(4), 0.25).tolist() == [0.0, 0.0, 0.0, 1.0]
 
 
-@pytest.mark.slow
-def test_global_masks_cost_less_than_three_partitions():
-    import time
-
-    torch.manual_seed(0)
-    weights = [torch.randn(1_000_000) for _ in range(8)]
-    scores = torch.cat(weights).abs().numpy()
-
-    def best(call, repeats=5):
-        times = []
-        for _ in range(repeats):
-            start = time.perf_counter()
-            call()
-            times.append(time.perf_counter() - start)
-        return min(times)
-
-    floor = best(lambda: np.partition(scores, scores.size // 2))
-    assert best(lambda: global_threshold_masks(weights, 0.5, absolute=True)) < 3 * floor
-
-
 def test_dtypes_that_numpy_lacks_take_the_same_decisions():
     magnitudes = torch.tensor([3.0, 1.0, 2.0, 2.0, 4.0], dtype=torch.bfloat16)
     assert lowest_structures(magnitudes, 0.4).tolist() == [1.0, 0.0, 0.0, 0.0, 1.0]
