@@ -57,8 +57,10 @@ class GraphError(DistillerError, ValueError):
     """The model's structure cannot be followed far enough for what was asked."""
 
 
-class CheckpointError(DistillerError, ValueError):
+class CheckpointError(DistillerError, ValueError, KeyError):
     """A checkpoint or state dict does not fit what it is loaded into."""
+
+    __str__ = Exception.__str__  # KeyError's shows the message in quotes
 
 
 class CalibrationError(DistillerError, ValueError):
@@ -108,7 +110,7 @@ class ScheduleError(DistillerError, ValueError):
 
 
 def nearest(name: str, allowed: Iterable[str], *, limit: int = 3) -> list[str]:
-    """The names most like ``name``, best first: ``nearest("conv1.wieght", ["conv1.weight"])`` -> ``["conv1.weight"]``."""
+    """The names most like ``name``, best first: ``nearest("conv.wieght", ["conv.weight"])`` -> ``["conv.weight"]``."""
     candidates = [str(a) for a in allowed]
     found = difflib.get_close_matches(str(name), candidates, n=limit, cutoff=0.6)
     if not found:

@@ -65,8 +65,9 @@ class ParameterIndex(Mapping[str, nn.Parameter]):
         self.model = model
         self.refresh()
 
-    def refresh(self) -> None:
-        """Read the model again, after parameters were added, removed or replaced."""
+    def refresh(self) -> bool:
+        """Read the model again; True if parameters were added, removed or replaced since."""
+        before = dict(getattr(self, "_parameters", {}))
         self._parameters: dict[str, nn.Parameter] = {}
         self._aliases: dict[str, str] = {}
         first_name: dict[int, str] = {}
@@ -78,6 +79,9 @@ class ParameterIndex(Mapping[str, nn.Parameter]):
                 self._parameters[short] = parameter
             self._aliases[short] = owner
         self._raw = {short: name for short, name in strip_wrappers(raw).items() if short in self._parameters}
+        return before.keys() != self._parameters.keys() or any(
+            before[name] is not parameter for name, parameter in self._parameters.items()
+        )
 
     @classmethod
     def of_tensors(cls, tensors: Mapping[str, Tensor]) -> ParameterIndex:

@@ -85,6 +85,7 @@ class HookDriver:
         """
         window = PolicyWindow.from_arguments(epochs, starting_epoch, ending_epoch, frequency)
         adapted = as_policy(policy)
+        self._follow_model()
         adapted.check(window, self.parameters)
         self._entries.append(Entry(adapted, window, policy))
         if self._lifecycle.phase != "idle":
@@ -128,6 +129,7 @@ class HookDriver:
         """An epoch begins. Raises :class:`LifecycleError` while another one is open."""
         self._see(optimizer)
         fresh = self._lifecycle.begin_epoch(epoch)
+        self._follow_model()
         self._active = ActiveEntries.of(self._entries, epoch)
         if not fresh:
             return
@@ -159,6 +161,7 @@ class HookDriver:
                 entry.policy.on_minibatch_begin(self._context(entry, position, is_step=is_step))
         if masks.has_changes:
             masks.apply_changes_()
+        masks.prepare()
         if not masks.is_attached:
             masks.project_()
 
@@ -245,6 +248,7 @@ class HookDriver:
 
         Calling it again only compares again.
         """
+        self._follow_model()
         position = TrainPosition(max(self._lifecycle.epoch, 0) + 1, 0, self._position.minibatches_per_epoch)
         notes: list[str] = []
         for entry in self._entries:
@@ -285,6 +289,11 @@ class HookDriver:
     def _see(self, optimizer: Optimizer | None) -> None:
         if optimizer is not None and optimizer is not self.optimizer:
             self.attach(optimizer)
+
+    def _follow_model(self) -> None:
+        """Notice parameters that were replaced or added since (``load_state_dict(assign=True)``, a new head)."""
+        if self.parameters.refresh():
+            self.masks.follow()
 
     def _only_losses(self, epoch: int) -> bool:
         listeners = ActiveEntries.of(self._entries, epoch).listeners

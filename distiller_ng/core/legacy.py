@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -141,6 +142,7 @@ def as_policy(policy: Any) -> Policy:
     Raises :class:`ArgumentError` for an object that has none of the hooks.
     """
     if isinstance(policy, Policy):
+        _check_signatures(policy)
         return policy
     if isinstance(policy, type) or not any(callable(getattr(policy, hook, None)) for hook in HOOKS):
         raise ArgumentError(f"not a policy: {policy!r}. Give an instance of a subclass of distiller_ng.Policy")
@@ -151,6 +153,23 @@ def as_policy(policy: Any) -> Policy:
         stacklevel=3,
     )
     return LegacyPolicyAdapter(policy)
+
+
+def _check_signatures(policy: Policy) -> None:
+    """Refuse a subclass of ours whose hooks take Distiller's arguments: its base class cannot be driven that way."""
+    for hook in HOOKS:
+        needed = [
+            parameter
+            for parameter in inspect.signature(getattr(policy, hook)).parameters.values()
+            if parameter.default is parameter.empty
+            and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+        ]
+        if len(needed) > 1:
+            raise ArgumentError(
+                f"{type(policy).__name__}.{hook} takes {', '.join(p.name for p in needed)}; hooks of a "
+                "distiller_ng.Policy take one StepContext. Change the signature, or derive from "
+                "distiller_ng.ScheduledTrainingPolicy to keep Distiller's"
+            )
 
 
 def _where(ctx: StepContext) -> tuple[int, int, int]:

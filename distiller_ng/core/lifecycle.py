@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Integral
 from typing import Any, Literal, TypeAlias
 
 from distiller_ng.errors import LifecycleError
@@ -40,7 +41,7 @@ class Lifecycle:
 
     def begin_epoch(self, epoch: int) -> bool:
         """Enter ``epoch``; False when a resumed loop announces again the epoch it was saved in."""
-        _whole("epoch", epoch, 0)
+        epoch = _whole("epoch", epoch, 0)
         if self.phase != "idle":
             if self.is_restored and epoch == self.epoch:
                 return False
@@ -53,7 +54,7 @@ class Lifecycle:
                 f"on_epoch_begin({epoch}), but the checkpoint was saved after epoch {self.epoch}: continue with epoch "
                 f"{self.epoch + 1}, or load it with restore_position=False to start a new schedule on its masks"
             )
-        if epoch < self.epoch:
+        if epoch <= self.epoch:
             raise LifecycleError(f"on_epoch_begin({epoch}) after epoch {self.epoch}: epochs are absolute and only grow")
         self.phase, self.epoch, self.is_restored = "epoch", epoch, False
         self.minibatch_id, self.minibatches_per_epoch = -1, 0
@@ -67,13 +68,15 @@ class Lifecycle:
             and self.phase != "idle"
             and not self.is_restored
             and minibatch_id.__class__ is minibatches_per_epoch.__class__ is int
-            and 0 <= minibatch_id < minibatches_per_epoch
+            and self.minibatch_id <= minibatch_id < minibatches_per_epoch
+            and minibatch_id >= 0
+            and self.minibatches_per_epoch in (0, minibatches_per_epoch)
         ):
             self.phase, self.minibatch_id, self.minibatches_per_epoch = "minibatch", minibatch_id, minibatches_per_epoch
             return
         self._in_epoch("on_minibatch_begin", epoch)
-        _whole("minibatches_per_epoch", minibatches_per_epoch, 1)
-        _whole("minibatch_id", minibatch_id, 0)
+        minibatches_per_epoch = _whole("minibatches_per_epoch", minibatches_per_epoch, 1)
+        minibatch_id = _whole("minibatch_id", minibatch_id, 0)
         if minibatch_id >= minibatches_per_epoch:
             raise LifecycleError(
                 f"minibatch_id {minibatch_id} of {minibatches_per_epoch}: it counts from 0, the last is "
@@ -88,6 +91,15 @@ class Lifecycle:
                     f"{minibatch_id} of {minibatches_per_epoch}. Skip what was seen in the same order, or use "
                     f"scheduler.minibatches(loader), which does"
                 )
+        elif self.minibatches_per_epoch not in (0, minibatches_per_epoch):
+            raise LifecycleError(
+                f"minibatches_per_epoch was {self.minibatches_per_epoch} in this epoch and is now "
+                f"{minibatches_per_epoch}: it is the number of minibatches of the whole epoch"
+            )
+        elif minibatch_id < self.minibatch_id:
+            raise LifecycleError(
+                f"minibatch {minibatch_id} after minibatch {self.minibatch_id} of the same epoch; {ORDER}"
+            )
         self.is_restored = False
         self.phase, self.minibatch_id, self.minibatches_per_epoch = "minibatch", minibatch_id, minibatches_per_epoch
 
@@ -134,6 +146,7 @@ class Lifecycle:
             raise LifecycleError(f"{hook}(epoch={epoch}) while epoch {self.epoch} is open; {ORDER}")
 
 
-def _whole(name: str, value: int, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+def _whole(name: str, value: int, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise LifecycleError(f"{name} must be a whole number of at least {least}, got {value!r}")
+    return int(value)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from distiller_ng.errors import ArgumentError
+
 __all__ = ["USER", "ParameterMasker"]
 
 #: Owner of masks assigned directly (``masker.mask = t``).
@@ -31,7 +33,9 @@ class ParameterMasker:
         self.reset_state = False
         self.unmasked_copy: Tensor | None = None
         self.backward_hook_handle: RemovableHandle | None = None
-        self.listener: Callable[[], None] | None = None
+        self._listener: Callable[[bool], None] | None = None
+        self._parameter: Tensor | None = None
+        self._masks_gradients = False
         self._mask_on_forward_only = False
         self._use_double_copies = False
         self._owners: dict[str, Tensor] = {}
@@ -39,6 +43,17 @@ class ParameterMasker:
         self._effective: Tensor | None = None
         self._projection: Tensor | None = None
         self._applied: Tensor | None = None
+
+    def belongs_to(self, parameter: Tensor, listener: Callable[[bool], None]) -> None:
+        """Mask this parameter from now on: masks must have its shape, and ``listener`` hears of every change.
+
+        It is called with True where the mask has to be applied again.
+        """
+        self._parameter, self._listener = parameter, listener
+
+    def parameter(self) -> Tensor | None:
+        """The parameter a registry gave this masker; None for one made by hand."""
+        return self._parameter
 
     @property
     def mask(self) -> Tensor | None:
@@ -67,7 +82,17 @@ class ParameterMasker:
         return dict(self._owners)
 
     def set(self, mask: Tensor | None, *, owner: str, binary: bool | None = None) -> None:
-        """Replace (or with None release) one owner's mask."""
+        """Replace (or with None release) one owner's mask.
+
+        It takes the parameter's device and dtype. Raises :class:`ArgumentError` for a mask of another shape.
+        """
+        if mask is not None and self._parameter is not None:
+            if mask.shape != self._parameter.shape:
+                raise ArgumentError(
+                    f"mask for {self.param_name!r} has shape {list(mask.shape)}; the parameter's is "
+                    f"{list(self._parameter.shape)}"
+                )
+            mask = mask.detach().to(device=self._parameter.device, dtype=self._parameter.dtype)
         if mask is None:
             if self._owners.pop(owner, None) is None:
                 return
@@ -120,6 +145,31 @@ class ParameterMasker:
     def is_forward_only(self) -> bool:
         """Whether the mask acts in forward passes only (either flag)."""
         return self._mask_on_forward_only or self._use_double_copies
+
+    @property
+    def masks_gradients(self) -> bool:
+        """Whether gradients of masked weights are zeroed; the registry keeps the hook for it."""
+        return self._masks_gradients
+
+    @masks_gradients.setter
+    def masks_gradients(self, value: bool) -> None:
+        if self._masks_gradients != bool(value):
+            self._masks_gradients = bool(value)
+            if self._listener is not None:
+                self._listener(False)
+
+    def sync_gradient_hook(self, parameter: nn.Parameter) -> None:
+        """Install or remove the gradient hook, as :attr:`masks_gradients` says."""
+        if not self._masks_gradients:
+            self.drop_gradient_hook()
+        elif self.backward_hook_handle is None and parameter.requires_grad:
+            self.backward_hook_handle = parameter.register_hook(self.mask_gradient)  # type: ignore[no-untyped-call]
+
+    def drop_gradient_hook(self) -> None:
+        """Remove the gradient hook, if there is one."""
+        if self.backward_hook_handle is not None:
+            self.backward_hook_handle.remove()
+            self.backward_hook_handle = None
 
     @torch.no_grad()
     def apply_mask(self, parameter: nn.Parameter) -> nn.Parameter | None:
@@ -179,7 +229,13 @@ class ParameterMasker:
     @property
     def is_idle(self) -> bool:
         """Whether there is nothing to save."""
-        return not (self._owners or self.is_forward_only or self._applied is not None)
+        flags = self.is_forward_only or self._masks_gradients
+        return not (self._owners or flags or self._applied is not None)
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether the weights do not carry the present mask yet."""
+        return self._applied is not self.mask
 
     def state_dict(self) -> dict[str, Any]:
         """Masks by owner and flags, as plain values and tensors."""
@@ -188,11 +244,12 @@ class ParameterMasker:
             "binary": dict(self._binary),
             "mask_on_forward_only": self._mask_on_forward_only,
             "use_double_copies": self._use_double_copies,
+            "masks_gradients": self._masks_gradients,
             "is_regularization_mask": self.is_regularization_mask,
             "regularization_owner": self.regularization_owner,
             "reset_state": self.reset_state,
             "unmasked_copy": self.unmasked_copy,
-            "pending": self._applied is not self.mask,
+            "pending": self.is_pending,
         }
 
     def load_state_dict(self, state: Mapping[str, Any] | None, *, like: Tensor) -> None:
@@ -203,6 +260,7 @@ class ParameterMasker:
         self._effective = self._projection = None
         self._mask_on_forward_only = saved.get("mask_on_forward_only", False)
         self._use_double_copies = saved.get("use_double_copies", False)
+        self._masks_gradients = saved.get("masks_gradients", False)
         self.is_regularization_mask = saved.get("is_regularization_mask", False)
         self.regularization_owner = saved.get("regularization_owner", USER)
         self.reset_state = saved.get("reset_state", False)
@@ -212,5 +270,9 @@ class ParameterMasker:
 
     def _changed(self) -> None:
         self._effective = self._projection = None
-        if self.listener is not None:
-            self.listener()
+        if self._listener is not None:
+            self._listener(True)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy gets a gradient hook of its own when its registry is next prepared."""
+        return {**self.__dict__, "backward_hook_handle": None}

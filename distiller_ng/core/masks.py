@@ -7,6 +7,7 @@ their product. A mask assigned directly (``registry[name].mask = t``) belongs to
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from distiller_ng.core.masker import ParameterMasker
-from distiller_ng.errors import ArgumentError, CheckpointError, TargetError, did_you_mean
+from distiller_ng.errors import CheckpointError, TargetError, did_you_mean
 from distiller_ng.names import ParameterIndex
 
 __all__ = ["RESTORED", "MaskRegistry", "create_model_masks_dict"]
@@ -36,7 +37,7 @@ class MaskRegistry(MutableMapping[str, ParameterMasker]):
         self._pending: dict[str, None] = {}  # names whose mask changed since it was last applied
         self._projection: tuple[list[Tensor], list[Tensor]] | None = None
         self._forward_names: list[str] = []  # names the forward-only and double-copy backends handle
-        self._attached: dict[int, tuple[Optimizer, list[RemovableHandle]]] = {}
+        self._attached: list[tuple[Optimizer, list[RemovableHandle]]] = []
         #: Real (not skipped) steps of attached optimizers so far.
         self.steps = 0
 
@@ -53,8 +54,7 @@ class MaskRegistry(MutableMapping[str, ParameterMasker]):
 
     def __setitem__(self, name: str, masker: ParameterMasker) -> None:
         found = self._resolve(name)
-        masker.listener = lambda: self._mark(found)
-        self._maskers[found] = masker
+        self._maskers[found] = self._adopt(masker, found)
         self._mark(found)
 
     def __delitem__(self, name: str) -> None:
@@ -79,13 +79,6 @@ class MaskRegistry(MutableMapping[str, ParameterMasker]):
         :class:`TargetError` for a name the model does not have.
         """
         found = self._resolve(name)
-        parameter = self.parameters[found]
-        if mask is not None:
-            if mask.shape != parameter.shape:
-                raise ArgumentError(
-                    f"mask for {found!r} has shape {list(mask.shape)}; the parameter's is {list(parameter.shape)}"
-                )
-            mask = mask.detach().to(device=parameter.device, dtype=parameter.dtype)
         masker = self._maskers.setdefault(found, self._new_masker(found))
         masker.reset_state = masker.reset_state or reset_state
         if owner != RESTORED:
@@ -111,8 +104,7 @@ class MaskRegistry(MutableMapping[str, ParameterMasker]):
     @property
     def has_forward_masks(self) -> bool:
         """Whether any masker masks in the forward pass only (Distiller's ``mask_on_forward_only``, double copies)."""
-        if self._projection is None:
-            self._rebuild()
+        self.prepare()
         return bool(self._forward_names)
 
     @torch.no_grad()
@@ -135,8 +127,7 @@ class MaskRegistry(MutableMapping[str, ParameterMasker]):
         """Zero every masked weight in place: one fused pass over the parameters that have a mask, idempotent."""
         if self._pending:
             self.apply_changes_()
-        if self._projection is None:
-            self._rebuild()
+        self.prepare()
         weights, masks = self._projection  # type: ignore[misc]
         if weights:
             if weights[0].device != masks[0].device:  # the model moved
@@ -160,18 +151,19 @@ class MaskRegistry(MutableMapping[str, ParameterMasker]):
 
     def attach(self, optimizer: Optimizer) -> RemovableHandle:
         """Project after every real step of ``optimizer``; attaching the same one again changes nothing."""
-        known = self._attached.get(id(optimizer))
-        if known is None:
-            hooks = [
-                optimizer.register_step_pre_hook(self._before_step),
-                optimizer.register_step_post_hook(self._after_step),
-            ]
-            known = self._attached[id(optimizer)] = (optimizer, hooks)
-        return known[1][-1]
+        for known, hooks in self._attached:
+            if known is optimizer:
+                return hooks[-1]
+        hooks = [
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+        ]
+        self._attached.append((optimizer, hooks))
+        return hooks[-1]
 
     def detach(self) -> None:
         """Remove every optimizer hook."""
-        for _, hooks in self._attached.values():
+        for _, hooks in self._attached:
             for hook in hooks:
                 hook.remove()
         self._attached.clear()
@@ -198,8 +190,38 @@ class MaskRegistry(MutableMapping[str, ParameterMasker]):
                     raise CheckpointError(f"mask of {name!r} by {owner!r} is {list(mask.shape)}, the weight {shape}")
         for name, masker in self._maskers.items():
             masker.load_state_dict(state.get(name), like=self.parameters[name])
-        self._pending = {}
+        self._pending = {name: None for name, masker in self._maskers.items() if masker.is_pending}
         self._projection = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles hook the (copied) optimizers anew: hooks belong to one registry."""
+        return {**self.__dict__, "_attached": [optimizer for optimizer, _ in self._attached], "_projection": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update({**state, "_attached": []})
+        for optimizer in state["_attached"]:
+            self.attach(optimizer)
+
+    # -- following the model ----------------------------------------------------------------------------------------
+
+    def follow(self) -> None:
+        """Adapt to parameters that the model gained, lost or replaced (``parameters`` was refreshed)."""
+        for name in [name for name in self._maskers if name not in self.parameters]:
+            del self._maskers[name]
+        for name, parameter in self.parameters.items():
+            masker = self._maskers.get(name)
+            if masker is None:
+                self._maskers[name] = self._new_masker(name)
+            elif masker.parameter() is not parameter:
+                masker.drop_gradient_hook()
+                self._adopt(masker, name)
+        self._pending = {name: None for name, masker in self._maskers.items() if masker.mask is not None}
+        self._projection = None
+
+    def prepare(self) -> None:
+        """Bring the fused lists and the gradient hooks up to date; nothing to do while no mask or flag changes."""
+        if self._projection is None:
+            self._rebuild()
 
     # -- internals --------------------------------------------------------------------------------------------------
 
@@ -210,12 +232,15 @@ class MaskRegistry(MutableMapping[str, ParameterMasker]):
         return found
 
     def _new_masker(self, name: str) -> ParameterMasker:
-        masker = ParameterMasker(name)
-        masker.listener = lambda: self._mark(name)
+        return self._adopt(ParameterMasker(name), name)
+
+    def _adopt(self, masker: ParameterMasker, name: str) -> ParameterMasker:
+        masker.belongs_to(self.parameters[name], partial(self._mark, name))
         return masker
 
-    def _mark(self, name: str) -> None:
-        self._pending[name] = None
+    def _mark(self, name: str, apply: bool = True) -> None:
+        if apply:
+            self._pending[name] = None
         self._projection = None
 
     def _rebuild(self) -> None:
@@ -223,6 +248,7 @@ class MaskRegistry(MutableMapping[str, ParameterMasker]):
         masks: list[Tensor] = []
         self._forward_names = []
         for name, masker in self._maskers.items():
+            masker.sync_gradient_hook(self.parameters[name])
             if masker.is_forward_only:
                 self._forward_names.append(name)
             elif (mask := masker.projection_mask) is not None:
@@ -234,7 +260,7 @@ class MaskRegistry(MutableMapping[str, ParameterMasker]):
         changed = masker.changed_weights(parameter)
         if changed is None:
             return
-        for optimizer, _ in self._attached.values():
+        for optimizer, _ in self._attached:
             for value in optimizer.state.get(parameter, {}).values():
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
                     value.masked_fill_(changed, 0)

@@ -81,6 +81,7 @@ class StatefulScheduler(HookDriver):
             return
         if state["version"] != STATE_VERSION:
             raise CheckpointError(f"scheduler state version {state['version']}, this library reads {STATE_VERSION}")
+        self._follow_model()
         before = self.masks.state_dict()
         self.masks.load_state_dict(state["masks"])
         try:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 from distiller_ng.core.position import TrainPosition
@@ -38,14 +39,14 @@ class PolicyWindow:
     @classmethod
     def from_epochs(cls, epochs: Sequence[int]) -> PolicyWindow:
         """A list of epochs; Distiller's ``epochs:``. Repetitions are dropped, order does not matter."""
-        if isinstance(epochs, str) or not isinstance(epochs, Sequence | range):
+        if isinstance(epochs, str | Mapping) or not isinstance(epochs, Sized) or not isinstance(epochs, Iterable):
             raise ArgumentError(f"epochs must be a list of epoch numbers, got {epochs!r}", argument=("epochs",))
-        if not epochs:
+        if len(epochs) == 0:
             raise ArgumentError("epochs is empty: a policy needs at least one epoch", argument=("epochs",))
         for position, epoch in enumerate(epochs):
-            if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 0:
+            if isinstance(epoch, bool) or not isinstance(epoch, Integral) or epoch < 0:
                 raise ArgumentError(f"epochs are whole numbers from 0, got {epoch!r}", argument=("epochs", position))
-        ordered = tuple(sorted(set(epochs)))
+        ordered = tuple(sorted({int(epoch) for epoch in epochs}))
         return cls(ordered[0], ordered[-1] + 1, None, ordered)
 
     @classmethod
@@ -53,7 +54,7 @@ class PolicyWindow:
         """``starting_epoch``, ``ending_epoch`` (exclusive, -1 = open) and ``frequency``, in epochs."""
         named = {"starting_epoch": start, "ending_epoch": end, "frequency": frequency}
         for name, value in named.items():
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
                 raise ArgumentError(f"{name} must be a number of epochs, got {value!r}", argument=(name,))
         if start < 0:
             raise ArgumentError(f"starting_epoch must be 0 or more, got {start}", argument=("starting_epoch",))
@@ -63,7 +64,7 @@ class PolicyWindow:
                 f"ending_epoch ({end}) must lie after starting_epoch ({start}); it is exclusive, -1 leaves it open",
                 argument=("ending_epoch",),
             )
-        if not 0 < frequency <= limit - start:
+        if not 0 < frequency <= limit - start + _TOLERANCE:
             raise ArgumentError(
                 f"frequency must be above 0 and at most ending_epoch - starting_epoch = {limit - start}, "
                 f"got {frequency}",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -113,11 +114,12 @@ class PruningPolicy(Policy):
     def on_update(self, ctx: StepContext) -> None:
         """Decide now."""
         self._initialize(ctx)
+        self._mask_gradients(ctx, True)
+        with self._own_levels():
+            self._decide(ctx)
+
+    def _decide(self, ctx: StepContext) -> None:
         pruner = self.pruner
-        if self.args.levels is not None:
-            pruner.levels = self.args.levels
-        if not pruner.names:
-            pruner.bind(ctx.parameters)
         if self.args.fold_batchnorm:
             ctx = replace(ctx, ranking_weights=self._folded(ctx))
         masks: dict[str, Tensor] = {}
@@ -136,7 +138,6 @@ class PruningPolicy(Policy):
 
     def on_minibatch_begin(self, ctx: StepContext) -> None:
         """Decide again where that is due, and mask the forward-only backends."""
-        self._hook_gradients(ctx)
         step = ctx.position.minibatch_id
         frequency = self.args.mini_batch_pruning_frequency
         periodic = step > 0 and frequency > 0 and ctx.position.step % frequency == 0
@@ -160,19 +161,21 @@ class PruningPolicy(Policy):
 
     def on_window_end(self, ctx: StepContext) -> None:
         """Finish the last ramp, make masks permanent or release them, and remove the gradient hooks."""
-        if ctx.window.is_fractional:
+        if ctx.window.is_fractional and not self.pruner.releases_at_window_end:
             self.on_update(ctx)  # the due steps stop short of the end, the planned level must be reached
         for name in self.pruner.names:
             masker = ctx.masks[name]
-            if masker.backward_hook_handle is not None:
-                masker.backward_hook_handle.remove()
-                masker.backward_hook_handle = None
             if self.args.keep_mask and masker.is_forward_only:
                 masker.revert_weights(ctx.parameters[name])
                 masker.use_double_copies = masker.mask_on_forward_only = False
         if self.pruner.releases_at_window_end:
             ctx.masks.release(self.pruner.owner, self.pruner.names)
+        self._mask_gradients(ctx, False)
         ctx.masks.apply_changes_()
+
+    def on_epoch_end(self, ctx: StepContext) -> None:
+        """Outside active epochs the forward-only backends do not mask, so they leave gradients alone too."""
+        self._mask_gradients(ctx, False)
 
     @property
     def observes_preceding_epoch(self) -> bool:
@@ -194,11 +197,13 @@ class PruningPolicy(Policy):
         args = self.args
         if hook == "on_minibatch_begin":
             per_step = args.mini_batch_pruning_frequency > 0 or args.skip_first_minibatch
-            return self._is_forward_only or self._masks_gradients or per_step
+            return self._is_forward_only or per_step
         if hook == "before_parameter_optimization":
             return args.use_double_copies
         if hook == "on_minibatch_end":
             return args.discard_masks_at_minibatch_end
+        if hook == "on_epoch_end":
+            return args.mask_gradients
         return super().listens_to(hook)
 
     # -- checks and state -------------------------------------------------------------------------------------------
@@ -215,7 +220,8 @@ class PruningPolicy(Policy):
 
     def planned_sparsity(self, window: PolicyWindow, parameters: ParameterIndex) -> Mapping[str, float | None]:
         """The sparsity each targeted parameter should end with."""
-        return {name: self.pruner.planned_sparsity(name, window) for name in self.pruner.names}
+        with self._own_levels():
+            return {name: self.pruner.planned_sparsity(name, window) for name in self.pruner.names}
 
     def describe(self) -> str:
         """The pruner's name and class."""
@@ -241,9 +247,23 @@ class PruningPolicy(Policy):
     def _is_forward_only(self) -> bool:
         return self.args.mask_on_forward_only or self.args.use_double_copies
 
-    @property
-    def _masks_gradients(self) -> bool:
-        return self.args.mask_gradients or self.args.zero_masked_gradients
+    @contextlib.contextmanager
+    def _own_levels(self) -> Iterator[None]:
+        """This policy's ``levels`` are the pruner's while this policy asks it, and no longer."""
+        before = self.pruner.levels
+        if self.args.levels is not None:
+            self.pruner.levels = self.args.levels
+        try:
+            yield
+        finally:
+            self.pruner.levels = before
+
+    def _mask_gradients(self, ctx: StepContext, on: bool) -> None:
+        """``zero_masked_gradients`` lasts as long as the masks do, Distiller's ``mask_gradients`` while active."""
+        if self.args.mask_gradients or (on and self.args.zero_masked_gradients):
+            for name in self.pruner.names:
+                ctx.masks[name].masks_gradients = on or self.args.zero_masked_gradients
+            ctx.masks.prepare()
 
     def _initialize(self, ctx: StepContext) -> None:
         """Set the backend of the targeted parameters, the first time the policy is active."""
@@ -265,11 +285,3 @@ class PruningPolicy(Policy):
             layers = [name.rpartition(".")[0] for name in self.pruner.names]
             self._norms = batch_norm_pairs(ctx.model, layers, ctx.example_inputs)
         return fold_batch_norm_weights(ctx.model, self.pruner.names, pairs=self._norms)
-
-    def _hook_gradients(self, ctx: StepContext) -> None:
-        """Install the gradient hooks; done here, so that a resumed run gets them too."""
-        for name in self.pruner.names if self._masks_gradients else ():
-            masker, parameter = ctx.masks[name], ctx.parameters[name]
-            if masker.backward_hook_handle is None and parameter.requires_grad:
-                hook = parameter.register_hook(masker.mask_gradient)  # type: ignore[no-untyped-call]
-                masker.backward_hook_handle = hook

@@ -135,10 +135,10 @@ class Regularizer(ABC):
         regularizer_loss: Tensor,
         zeros_mask_dict: Mapping[str, ParameterMasker] | None = None,
     ) -> Tensor:
-        """``regularizer_loss`` plus this parameter's penalty; Distiller's entry point (ours adds out of place)."""
+        """Add this parameter's penalty to ``regularizer_loss`` in place and return it; Distiller's entry point."""
         name = self._direct_name(param, param_name)
         penalty = self.penalty(name, param) if name is not None else None
-        return regularizer_loss if penalty is None else regularizer_loss + penalty
+        return regularizer_loss if penalty is None else regularizer_loss.add_(penalty)
 
     def threshold(self, param: Tensor, param_name: str, zeros_mask_dict: MutableMapping[str, ParameterMasker]) -> None:
         """Put the threshold mask in ``zeros_mask_dict`` as a mask to apply once; Distiller's entry point."""

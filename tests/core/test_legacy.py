@@ -91,3 +91,23 @@ def test_a_distiller_pruner_runs_and_can_change_its_mind():
 def test_what_is_no_pruner_is_refused():
     with pytest.raises(ArgumentError, match="not a pruner"):
         PruningPolicy(object(), None)
+
+
+def test_a_subclass_of_ours_with_distillers_arguments_is_refused_when_added():
+    class Mixed(PruningPolicy):
+        def on_epoch_begin(self, model, zeros_mask_dict, meta, **kwargs):
+            pass
+
+    scheduler = CompressionScheduler(nn.Linear(2, 1))
+    with pytest.raises(
+        ArgumentError, match=r"Mixed.on_epoch_begin takes model, zeros_mask_dict, meta.*one StepContext"
+    ):
+        scheduler.add_policy(Mixed(PortedPruner(), None), epochs=[0])
+
+
+def test_distillers_module_names_hold_the_same_classes():
+    import distiller_ng as distiller
+
+    assert distiller.policy.PruningPolicy is distiller.PruningPolicy
+    assert distiller.scheduler.CompressionScheduler is distiller.CompressionScheduler
+    assert distiller.model_summaries.model_summary is distiller.model_summary

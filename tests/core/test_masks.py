@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import nn
@@ -153,6 +156,26 @@ def test_state_round_trip_and_refusal(model):
     with pytest.raises(CheckpointError, match=r"\[2, 2\]"):
         wrong.load_state_dict(masks.state_dict())
     assert wrong["weight"].mask is None
+
+
+@pytest.mark.parametrize("wrong", [torch.zeros(2), torch.zeros(2, 1), torch.zeros(3)])
+def test_directly_assigned_masks_must_fit_too(model, wrong):
+    masks = create_model_masks_dict(model)
+    with pytest.raises(ArgumentError, match=r"the parameter's is \[2, 2\]"):
+        masks["weight"].mask = wrong
+    assert masks["weight"].mask is None
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])
+def test_copies_live_on_their_own(model, copied):
+    masks, optimizer = create_model_masks_dict(model), torch.optim.SGD(model.parameters(), lr=0.0)
+    masks.attach(optimizer)
+    other, other_model, other_optimizer = copied((masks, model, optimizer))
+    other["weight"].mask = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
+    assert not masks.has_changes and other.has_changes
+    other_model(torch.ones(1, 2)).sum().backward()
+    other_optimizer.step()
+    assert other_model.weight.tolist() == [[1, 0], [3, 4]] and model.weight.tolist() == [[1, 2], [3, 4]]
 
 
 class TestParameterMasker:

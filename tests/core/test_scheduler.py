@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -184,11 +185,65 @@ class TestImpossibleOrders:
         with pytest.raises(LifecycleError, match="counts from 0"):
             scheduler.on_minibatch_begin(0, 3, 3)
 
-    def test_epochs_only_grow(self):
+    @pytest.mark.parametrize("again", [2, 3])
+    def test_epochs_only_grow(self, again):
         scheduler = CompressionScheduler(nn.Linear(1, 1))
         drive(scheduler, [3])
         with pytest.raises(LifecycleError, match="only grow"):
-            scheduler.on_epoch_begin(2)
+            scheduler.on_epoch_begin(again)
+
+    def test_minibatches_do_not_go_back_or_change_their_number(self):
+        scheduler = CompressionScheduler(nn.Linear(1, 1))
+        scheduler.on_epoch_begin(0)
+        scheduler.on_minibatch_begin(0, 2, 5)
+        scheduler.on_minibatch_end(0, 2, 5)
+        with pytest.raises(LifecycleError, match="minibatch 1 after minibatch 2"):
+            scheduler.on_minibatch_begin(0, 1, 5)
+        with pytest.raises(LifecycleError, match="was 5 in this epoch and is now 9"):
+            scheduler.on_minibatch_begin(0, 3, 9)
+
+
+def test_numpy_integers_are_whole_numbers():
+    scheduler, policy = CompressionScheduler(nn.Linear(1, 1)), Recorder()
+    scheduler.add_policy(policy, epochs=np.arange(2))
+    scheduler.on_epoch_begin(np.int64(0))
+    scheduler.on_minibatch_begin(np.int64(0), np.int64(0), np.int64(1))
+    scheduler.on_minibatch_end(np.int64(0), np.int64(0), np.int64(1))
+    scheduler.on_epoch_end(np.int64(0))
+    assert scheduler.policies == {0: [policy], 1: [policy]} and len(policy.log) == 4
+
+
+class TestReplacedParameters:
+    """A model may get new Parameter objects after its schedule was loaded."""
+
+    def half(self, model):
+        scheduler = CompressionScheduler(model)
+        scheduler.add_policy(Mask(torch.tensor([[1.0, 0.0], [0.0, 1.0]])), epochs=[0, 1])
+        return scheduler
+
+    @pytest.mark.parametrize(
+        "replace",
+        [
+            lambda m: m.load_state_dict({k: v.clone() for k, v in m.state_dict().items()}, assign=True),
+            lambda m: setattr(m, "weight", nn.Parameter(torch.ones(2, 2))),
+        ],
+    )
+    def test_the_live_ones_are_pruned(self, replace):
+        model = nn.Linear(2, 2)
+        scheduler = self.half(model)
+        replace(model)
+        drive(scheduler, [0])
+        assert (model.weight == 0).tolist() == [[False, True], [True, False]]
+        replace(model)
+        assert scheduler.finish().parameters[0].achieved == 0.5
+        assert scheduler.parameters["weight"] is model.weight
+
+    def test_added_and_removed_ones_are_noticed(self):
+        model = nn.Linear(2, 2)
+        scheduler = self.half(model)
+        model.extra, model.bias = nn.Linear(1, 1), None
+        drive(scheduler, [0])
+        assert list(scheduler.zeros_mask_dict) == ["weight", "extra.weight", "extra.bias"]
 
 
 def test_a_loop_that_forgets_on_minibatch_end_never_redensifies():

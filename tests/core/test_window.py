@@ -68,6 +68,11 @@ def test_fractions_survive_rounding():
     assert fired == [3, 4, 5, 6, 7, 8, 9]
 
 
+@pytest.mark.parametrize(("start", "end", "frequency"), [(1.1, 1.4, 0.3), (0.1, 0.15, 0.05)])
+def test_a_frequency_as_long_as_the_window_survives_rounding(start, end, frequency):
+    assert PolicyWindow.from_range(start, end, frequency).frequency == frequency
+
+
 @pytest.mark.parametrize(
     ("arguments", "argument", "message"),
     [

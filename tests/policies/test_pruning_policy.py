@@ -121,6 +121,40 @@ def test_gradients_of_dead_weights_can_be_zeroed_with_any_backend():
     assert loop.gradient == [[-2, -2, 0, 0]]
 
 
+def test_gradients_of_dead_weights_stay_zero_after_the_window():
+    policy = PruningPolicy(level(0.5), {"zero_masked_gradients": True})
+    loop = Loop(linear(), (policy, {"epochs": [0]}))
+    loop.epoch(0)
+    loop.epoch(1, delta=2.0)
+    assert loop.gradient == [[-2, -2, 0, 0]]
+
+
+def test_gradient_masks_act_in_active_epochs_only_and_survive_a_resume():
+    def loop():
+        policy = PruningPolicy(level(0.5), {"mask_on_forward_only": True, "mask_gradients": True})
+        return Loop(linear(), (policy, {"epochs": [0, 2]}))
+
+    whole, first, second = loop(), loop(), loop()
+    for epoch in range(3):
+        whole.epoch(epoch, delta=1.0)
+    first.epoch(0, delta=1.0)
+    second.model.load_state_dict(first.model.state_dict())
+    second.scheduler.load_state_dict(first.scheduler.state_dict())
+    assert second.epoch(1, delta=1.0) == [[6, -1, 1, 1]]
+    assert second.epoch(2, delta=1.0) == whole.weight()
+
+
+def test_levels_of_one_policy_do_not_leak_into_the_next():
+    pruner = level(0.5)
+    loop = Loop(
+        linear(),
+        (PruningPolicy(pruner, {"levels": {"weight": 0.25}}), {"epochs": [0]}),
+        (PruningPolicy(pruner, None), {"epochs": [1]}),
+    )
+    assert loop.epoch(0) == [[4, -3, 2, 0]]
+    assert loop.epoch(1) == [[4, -3, 0, 0]]
+
+
 def test_double_copies_update_the_unmasked_weights():
     policy = PruningPolicy(level(0.5), {"use_double_copies": True, "mini_batch_pruning_frequency": 1})
     loop = Loop(linear(), (policy, {"epochs": [0]}))

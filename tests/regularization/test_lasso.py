@@ -211,10 +211,11 @@ def test_l1_with_group_types_is_group_lasso_with_a_warning():
     with pytest.warns(ScheduleWarning, match="taken as group lasso. Write class: GroupLassoRegularizer"):
         mixed = L1Regularizer("r", None, {"w": [0.7, "2D"], "v": 0.7}, "Max")
     as_lasso = GroupLassoRegularizer("r", None, {"w": [0.7, "2D"]}, "Max")
-    zero = torch.tensor(0.0)
-    assert mixed.loss(weight, "w", zero).item() == pytest.approx(as_lasso.loss(weight, "w", zero).item())
+    assert mixed.loss(weight, "w", torch.zeros(())).item() == pytest.approx(
+        as_lasso.loss(weight, "w", torch.zeros(())).item()
+    )
     assert torch.equal(mixed.threshold_mask("w", weight), as_lasso.threshold_mask("w", weight))
-    assert mixed.loss(weight, "v", zero).item() == pytest.approx(0.7 * weight.abs().sum().item())
+    assert mixed.loss(weight, "v", torch.zeros(())).item() == pytest.approx(0.7 * weight.abs().sum().item())
 
 
 # -- group variance ---------------------------------------------------------------------------------------------------
