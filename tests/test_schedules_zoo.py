@@ -235,7 +235,7 @@ def test_header_says_how_to_run_it_and_what_came_out(name):
     assert Path(name).stem.endswith(args.arch) or "/" not in name
     if name in MEASURED:
         assert RESULT.match(paragraphs(name)[-1])
-    assert max(map(len, (FOLDER / name).read_text().splitlines())) <= 120
+        assert max(map(len, (FOLDER / name).read_text().splitlines())) <= 120
 
 
 def test_the_readme_lists_every_file_with_its_result():
