@@ -36,7 +36,7 @@ class StructurePruner(LevelPruner):
 
     Each tensor is ranked alone; with ``group_dependency: Leader`` the first target is ranked and all others get the
     same map (needed where residual connections add their outputs); with ``scope: global`` the structures of all
-    targets are ranked together by length-normalised magnitude, and every tensor keeps its best one. ``pattern``: of M
+    targets are ranked together, and every tensor keeps its best one. ``pattern``: of M
     consecutive structures those that N:M drops are pruned first. Subclasses give the scores.
     """
 
@@ -122,6 +122,10 @@ class StructurePruner(LevelPruner):
     def scores(self, name: str, ctx: StepContext) -> Tensor | None:
         """``[structures / group_size]``, the lowest are pruned; None where nothing can be decided now."""
 
+    def comparable(self, scores: Tensor) -> Tensor:
+        """The scores of one tensor as they enter a ranking over several (``scope: global``)."""
+        return scores
+
     def choose(self, scores: Tensor, level: float) -> Tensor | None:
         """Which groups to keep, 1 or 0 for each score; None when nothing is to be pruned."""
         size = self.structures.group_size
@@ -193,7 +197,7 @@ class StructurePruner(LevelPruner):
         if count == 0:
             return dict.fromkeys(scored)
         found = rank_together(
-            list(scored.values()),
+            [self.comparable(scores) for scores in scored.values()],
             count,
             pattern=self.pattern,
             protected=[scores.argmax().reshape(1) for scores in scored.values()],

@@ -42,8 +42,10 @@ class LpRankedStructureParameterPruner(StructurePruner):
     of a Linear layer, so its input features too), ``Blocks`` (``kwargs: {block_shape: [repetitions, depth, 1, 1]}``).
     ``desired_sparsity``: share of structures, 0..1. ``weights``: targets. ``magnitude_fn``: ``l1``, ``l2``, ``max`` or
     a function. ``noise``: probability that all magnitudes of a tensor are multiplied by N(0, 1) noise (exploration).
-    ``rounding_fn``: ``floor``, ``ceil``, ``round`` or a function. ``group_dependency``, ``scope``, ``pattern``: see
-    :class:`StructurePruner`; ``schedule`` replaces ``desired_sparsity``.
+    ``rounding_fn``: ``floor``, ``ceil``, ``round`` or a function. With ``scope: global`` magnitudes are divided by the
+    mean of their tensor before they are ranked together, so that layers of another scale compare.
+    ``group_dependency``, ``scope``, ``pattern``: see :class:`StructurePruner`; ``schedule`` replaces
+    ``desired_sparsity``.
 
     Source: H. Li et al., "Pruning Filters for Efficient ConvNets", https://arxiv.org/abs/1608.08710. Four filters with
     L1 norms 3, 1, 2 and 4 at 0.5: the second lowest is 2, filters 0 and 3 stay::
@@ -98,6 +100,11 @@ class LpRankedStructureParameterPruner(StructurePruner):
         """Length-normalised norms, with noise."""
         magnitudes = self.structures.magnitudes(ctx.weight(name), self.magnitude_fn)
         return magnitudes * e_greedy_normal_noise(magnitudes, self.noise)
+
+    def comparable(self, scores: Tensor) -> Tensor:
+        """Magnitudes over their tensor's mean: layers with more inputs have smaller weights throughout."""
+        mean = scores.mean()
+        return scores / mean if mean > 0 else scores
 
     def choose(self, scores: Tensor, level: float) -> Tensor | None:
         """What is larger than the n-th lowest; with a pattern exactly n are pruned."""
