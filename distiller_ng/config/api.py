@@ -41,8 +41,10 @@ def file_config(
 ) -> CompressionScheduler:
     """Load a schedule file for ``model`` and return the scheduler that runs it.
 
-    ``scheduler``: add the file's policies to this one instead of a new one. ``resumed_epoch``: the last epoch of the
-    run that is continued; it gives a fresh optimizer the learning rates of the next one. ``on_unmatched``: ``"warn"``
+    ``scheduler``: add the file's policies to this one instead of a new one; the one ``load_checkpoint`` returned then
+    continues its run exactly if this is the run's schedule, else a warning says why it keeps only the masks.
+    ``resumed_epoch``: the last epoch of the run that is continued (``start_epoch - 1``); it gives a fresh optimizer the
+    learning rates of the next one. ``on_unmatched``: ``"warn"``
     leaves out names that match no parameter. ``example_inputs`` (a tuple) is what components need that follow the
     model's data flow. ``allow_user_classes`` imports classes given as dotted paths.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
 from distiller_ng.config.classes import ClassTable, ComponentClass
@@ -19,18 +19,38 @@ __all__ = ["WrittenArguments", "check_arguments", "nested_table"]
 
 @dataclass(slots=True)
 class WrittenArguments:
-    """Arguments that are sound so far, from which bad entries are taken out to find what else is wrong.
+    """The arguments of a definition that are sound so far, and how they differ from what the file says.
 
-    ``nested`` names arguments that are definitions of their own. ``rejected`` are those left out as a whole: without
-    them a constructor may complain about things that are no fault of the file. ``written_as`` maps arguments to the
-    misspelt names they were found under. Positions in lists that lost entries are translated back to the file's.
+    ``nested`` names arguments that are definitions of their own. ``pending`` are paths of what is missing or of a wrong
+    type, and not among ``values`` as written; ``replaced`` are paths whose values were left out, or where others stand
+    in for the user's (``has_examples``). ``written_as`` maps arguments to the misspelt names they were found under.
+    Positions in lists that lost entries are translated back to the file's.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
     nested: frozenset[str] = frozenset()
-    rejected: set[str] = field(default_factory=set)
+    pending: list[Path] = field(default_factory=list)
+    replaced: frozenset[Path] = frozenset()
+    has_examples: bool = False
     written_as: dict[str, str] = field(default_factory=dict)
     _positions: dict[str, list[int]] = field(default_factory=dict)
+
+    def copy(self) -> WrittenArguments:
+        """Another one that can be changed."""
+        positions = {name: list(kept) for name, kept in self._positions.items()}
+        return replace(self, values=dict(self.values), _positions=positions)
+
+    def adopt(self, other: WrittenArguments) -> None:
+        """Take over the values of a copy."""
+        self.values, self._positions = other.values, other._positions
+        self.pending, self.replaced = [], other.replaced
+
+    def changed(self, path: Path, values: Mapping[str, Any], *, example: bool = True) -> WrittenArguments:
+        """A copy with other values, where an example stands at ``path``, or nothing."""
+        has_examples = self.has_examples or example
+        result = replace(self.copy(), replaced=self.replaced | {path}, has_examples=has_examples)
+        result.values = dict(values)
+        return result
 
     def original(self, argument: Path) -> Path:
         """The path in the file of a path in :attr:`values`."""
@@ -42,9 +62,28 @@ class WrittenArguments:
             below[0] = kept[below[0]]
         return (self.written_as.get(str(name), name), *below)
 
-    def is_credible(self, argument: Path) -> bool:
-        """Whether a constructor's complaint about ``argument`` holds although arguments were rejected."""
-        return not self.rejected or bool(argument and argument[0] in self.values)
+    def at(self, path: Path) -> Any:
+        """The value at a path; None if there is none."""
+        here: Any = self.values
+        for part in path:
+            if isinstance(here, Mapping):
+                here = here.get(part)
+            elif isinstance(here, list | tuple) and isinstance(part, int) and part < len(here):
+                here = here[part]
+            else:
+                return None
+        return here
+
+    def holds(self, path: Path) -> bool:
+        """Whether there is a value at ``path``: nothing is said of what nobody wrote."""
+        return bool(path) and path[0] in self.values and (path[0] not in self.nested or self.at(path[:2]) is not None)
+
+    def is_made_up(self, path: Path) -> bool:
+        """Whether a complaint about ``path`` is about an example, or may well be."""
+        if not path:
+            return bool(self.replaced)
+        inside = path[0] in self.nested
+        return any(r == path[: len(r)] or (inside and r[: len(path)] == path) for r in self.replaced)
 
     def drop(self, argument: Path) -> bool:
         """Take out the entry of a map, or the text of a list, that ``argument`` points into; False if there is none."""
@@ -65,13 +104,8 @@ class WrittenArguments:
         return bool(self.values[name])
 
 
-def check_arguments(
-    found: ComponentClass, given: Mapping[str, Any], path: Path, report: Report
-) -> WrittenArguments | None:
-    """The arguments that can be used; unknown, injected and missing ones and wrong types are reported.
-
-    None stands for a class that cannot be built at all, because something it needs is missing or wrong.
-    """
+def check_arguments(found: ComponentClass, given: Mapping[str, Any], path: Path, report: Report) -> WrittenArguments:
+    """The arguments that can be used; unknown, injected and missing ones and wrong types are reported."""
     meant = _check_names(found, given, path, report)
     nested = frozenset(name for name, argument in found.arguments.items() if nested_table(argument) is not None)
     written = WrittenArguments(nested=nested, written_as={name: key for key, name in meant.items() if key != name})
@@ -79,12 +113,13 @@ def check_arguments(
         argument = found.arguments[name]
         if not _check_one(argument, given[key], written, (*path, key), report):
             written.values.pop(name, None)
-            written.rejected.add(name)
+            written.pending.append((name,))
     required = [name for name, argument in found.arguments.items() if argument.required]
     missing = [name for name in required if name not in meant.values()]
     if missing:
         report.error(path, f"{found.name} needs {listed(missing)}", at_key=True)
-    return written if all(name in written.values for name in required) else None
+        written.pending += [(name,) for name in missing]
+    return written
 
 
 def _check_names(found: ComponentClass, given: Mapping[str, Any], path: Path, report: Report) -> dict[str, str]:
@@ -107,8 +142,12 @@ def _check_one(argument: Argument, value: Any, written: WrittenArguments, path: 
     """Check one value and keep what is sound of it; False if nothing is."""
     table = nested_table(argument)
     if table is not None and isinstance(value, Mapping):
-        written.values[argument.name] = dict(value)
-        return _check_nested(table, value, path, report)
+        inner = _check_nested(table, value, path, report)
+        if inner is None:
+            return False
+        written.values[argument.name] = {"class": value["class"], **inner.values}
+        written.pending += [(argument.name, *pending) for pending in inner.pending]
+        return True
     checked, messages = check_value(argument, value)
     for below, message in messages:
         report.error((*path, *below), message)
@@ -130,18 +169,17 @@ def nested_table(argument: Argument) -> ClassTable | None:
     return next((table for kind, table in NESTED.items() if kind in members), None)
 
 
-def _check_nested(table: ClassTable, value: Mapping[Any, Any], path: Path, report: Report) -> bool:
+def _check_nested(table: ClassTable, value: Mapping[Any, Any], path: Path, report: Report) -> WrittenArguments | None:
+    """Check a definition inside another; None if its class is not known."""
     given = {key: entry for key, entry in value.items() if key != "class" and isinstance(key, str)}
     name = value.get("class")
     if not isinstance(name, str):
         got = f", got {shown(name)}" if "class" in value else ""
         report.error(path, f"a class is needed here: {listed(table.names())}{got}", at_key=True)
-        return False
+        return None
     try:
         found = table.get(name)
     except ArgumentError as error:
         report.error((*path, "class"), str(error))
-        return False
-    before = len(report.problems)
-    check_arguments(found, given, path, report)
-    return len(report.problems) == before
+        return None
+    return check_arguments(found, given, path, report)

@@ -15,24 +15,13 @@ from distiller_ng.config.arguments import WrittenArguments, check_arguments
 from distiller_ng.config.classes import ComponentClass
 from distiller_ng.config.kinds import KINDS, Kind
 from distiller_ng.config.marks import Path
+from distiller_ng.config.probing import Prober
 from distiller_ng.config.problems import Report
 from distiller_ng.config.spec import ComponentSpec
-from distiller_ng.errors import ArgumentError, DistillerError, ScheduleWarning, TargetError
+from distiller_ng.errors import ArgumentError, ScheduleWarning, TargetError
 from distiller_ng.names import ParameterIndex
 
 __all__ = ["Builder", "located_warnings"]
-
-#: What constructors of other people raise for arguments they do not like.
-CONSTRUCTOR_ERRORS = (
-    DistillerError,
-    TypeError,
-    ValueError,
-    LookupError,
-    AttributeError,
-    ArithmeticError,
-    AssertionError,
-    RuntimeError,
-)
 
 
 @contextmanager
@@ -91,7 +80,7 @@ class Builder:
         written = check_arguments(found, given, spec.path, self.report)
         injected = self._injected(found, spec)
         component = None
-        if written is not None and injected is not None:
+        if injected is not None:
             draft = _Draft(spec, kind, found, written, injected, used)
             with located_warnings(self.report, spec.path):
                 component = self._construct(draft)
@@ -132,21 +121,17 @@ class Builder:
         return {name: available[name] for name in found.injected if name in available}
 
     def _construct(self, draft: _Draft) -> Any:
-        """Call the constructor; bad entries of maps are reported and left out until it accepts the rest."""
-        while True:
-            try:
-                return draft.found.build(**{**draft.written.values, **draft.injected})
-            except ArgumentError as error:
-                if draft.written.is_credible(error.argument):
-                    self._note(draft, error, soft=not draft.used and isinstance(error, TargetError))
-                if not draft.written.drop(error.argument):
-                    return None
-            except CONSTRUCTOR_ERRORS as error:
-                if draft.written.rejected:
-                    return None
-                message = f"{draft.found.name}: {type(error).__name__}: {error}"
-                self.report.error(draft.spec.path, message, at_key=True)
-                return None
+        """Call the constructor and report all it complains about; the component if it can do without bad entries."""
+        prober = Prober(lambda values: draft.found.build(**{**values, **draft.injected}), draft.found.arguments)
+        for complaint in prober.run(draft.written):
+            if complaint.is_foreign:
+                self.report.error(draft.spec.path, f"{draft.found.name}: {complaint.message}", at_key=True)
+            else:
+                soft = not draft.used and complaint.is_target
+                self._report_at((*draft.spec.path, *complaint.argument), complaint.message, soft=soft)
+        if prober.survivor is not None:
+            draft.written.adopt(prober.survivor)
+        return prober.component
 
     def _match(self, draft: _Draft, component: Any) -> Any:
         """Look every target up on the model; the component, or where that is allowed one without the unmatched."""
@@ -178,8 +163,10 @@ class Builder:
         return None
 
     def _note(self, draft: _Draft, error: ArgumentError, *, soft: bool) -> None:
-        path = (*draft.spec.path, *draft.written.original(error.argument))
-        (self.report.warn if soft else self.report.error)(path, str(error))
+        self._report_at((*draft.spec.path, *draft.written.original(error.argument)), str(error), soft=soft)
+
+    def _report_at(self, path: Path, message: str, *, soft: bool) -> None:
+        (self.report.warn if soft else self.report.error)(path, message)
 
 
 def _refusal(name: str, kind: Kind) -> str:

@@ -50,6 +50,10 @@ def _any_optimizer(component: Any, optimizer: Optimizer) -> None:
     return None
 
 
+def _check_nothing(args: Mapping[str, Any]) -> None:
+    return None
+
+
 def _no_policy(component: Any, args: Mapping[str, Any]) -> Policy:
     raise ArgumentError("this version has no policy for such a component")
 
@@ -60,7 +64,7 @@ class Kind:
 
     ``section``: of the file, e.g. ``pruners``. ``key``: of a policy, e.g. ``pruner``. ``noun``: in messages.
     ``classes``: None for a kind this version has no classes for. ``policy_args``: what a policy takes below ``args``,
-    documented by ``policy_source``.
+    documented by ``policy_source``; ``check_args`` refuses what is wrong with them whatever the component.
     ``targets``: what a component names on the model; ``target_arguments``: where our own classes are given that, to be
     looked at when a component cannot be built; ``arg_targets``: what a policy's own arguments name.
     ``fit``: refuses a parameter the component names but cannot work with; ``check_optimizer``: an optimizer, which it
@@ -76,6 +80,7 @@ class Kind:
     policy_args: Mapping[str, Argument] = field(default_factory=lambda: _NO_ARGUMENTS)
     policy_source: type | None = None
     make_policy: Callable[[Any, Mapping[str, Any]], Policy] = _no_policy
+    check_args: Callable[[Mapping[str, Any]], object] = _check_nothing
     targets: Callable[[Any], Sequence[Target]] = _no_targets
     target_arguments: tuple[str, ...] = ()
     arg_targets: Callable[[Mapping[str, Any]], Sequence[Target]] = _no_targets
@@ -134,6 +139,10 @@ def _pruning_policy(pruner: Any, args: Mapping[str, Any]) -> Policy:
     return PruningPolicy(pruner, PruningArgs(**args))
 
 
+def _check_pruning_args(args: Mapping[str, Any]) -> None:
+    PruningArgs(**args)
+
+
 def _fit(component: Any, parameters: ParameterIndex) -> None:
     if isinstance(component, Pruner | Regularizer):
         component.bind(parameters, strict=False)
@@ -180,6 +189,7 @@ _ALL = (
         policy_args=arguments_of(PruningArgs),
         policy_source=PruningArgs,
         make_policy=_pruning_policy,
+        check_args=_check_pruning_args,
         targets=_pruner_targets,
         target_arguments=("weights", "levels", "thresholds", "sensitivities", "reg_regims"),
         fit=_fit,

@@ -10,11 +10,13 @@ from typing import Any, Literal, TypeAlias, get_args
 from torch import nn
 from torch.optim import Optimizer
 
-from distiller_ng.config.components import CONSTRUCTOR_ERRORS, Builder
+from distiller_ng.checkpoint import LoadedScheduler
+from distiller_ng.config.components import Builder
 from distiller_ng.config.kinds import KINDS, kind_of_key
 from distiller_ng.config.marks import Path
 from distiller_ng.config.overlaps import warn_about_overlaps
 from distiller_ng.config.policies import PlannedPolicy, PolicyBuilder, find_instance
+from distiller_ng.config.probing import CONSTRUCTOR_ERRORS
 from distiller_ng.config.problems import Report
 from distiller_ng.config.resume import continue_learning_rates_
 from distiller_ng.config.spec import TIMING_KEYS, ScheduleSpec
@@ -114,6 +116,7 @@ class ScheduleLoader:
         scheduler = options.scheduler or CompressionScheduler(self._model, example_inputs=options.example_inputs)
         if options.example_inputs is not None:
             scheduler.example_inputs = options.example_inputs
+        first = len(scheduler.schedule)
         with warnings.catch_warnings():  # the checks said them already, with their place
             warnings.simplefilter("ignore", ScheduleWarning)
             for policy in planned:
@@ -122,6 +125,8 @@ class ScheduleLoader:
             scheduler.attach(self._optimizer)
             if options.resumed_epoch is not None:
                 continue_learning_rates_(planned, self._optimizer, options.resumed_epoch)
+        if isinstance(scheduler, LoadedScheduler):
+            scheduler.restore_saved(first=first, resumed_epoch=options.resumed_epoch)
         return scheduler
 
 

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from distiller_ng.config.arguments import check_arguments
+from distiller_ng.config.arguments import WrittenArguments, check_arguments
 from distiller_ng.config.classes import ComponentClass
-from distiller_ng.config.components import CONSTRUCTOR_ERRORS, located_warnings
+from distiller_ng.config.components import located_warnings
 from distiller_ng.config.kinds import Kind, kind_of_key
 from distiller_ng.config.marks import Path
+from distiller_ng.config.probing import CONSTRUCTOR_ERRORS, Prober
 from distiller_ng.config.problems import Report
 from distiller_ng.config.signatures import Argument
 from distiller_ng.config.spec import ComponentSpec, PolicySpec, ScheduleSpec
@@ -25,10 +26,10 @@ __all__ = ["MAX_EPOCH", "PlannedPolicy", "PolicyBuilder", "find_instance"]
 #: No training has as many epochs; a larger number is a typing error, and listing its epochs would take minutes.
 MAX_EPOCH = 1_000_000
 
-_RANGE_KEYS = ("starting_epoch", "ending_epoch", "frequency")
 _TIMING_ARGUMENTS = {
     "epochs": Argument("epochs", Sequence[int]),
-    **{name: Argument(name, float) for name in _RANGE_KEYS},
+    **{name: Argument(name, float) for name in ("starting_epoch", "ending_epoch")},
+    "frequency": Argument("frequency", float, 1),
 }
 
 
@@ -72,18 +73,10 @@ class PolicyBuilder:
         kind = kind_of_key(spec.key)
         definition = find_instance(self.schedule, spec, self.report)
         window = self._window(spec)
-        args = self._args(spec, kind)
         component = None if definition is None else components.get((kind.section, spec.instance_name))
-        if definition is None or component is None or window is None or args is None:
-            return None
         with located_warnings(self.report, spec.path):
-            try:
-                policy = kind.make_policy(component, args)
-            except ArgumentError as error:
-                self.report.error((*spec.args_path, *error.argument) if error.argument else spec.path, str(error))
-                return None
-            except CONSTRUCTOR_ERRORS as error:
-                self.report.error(spec.path, f"{type(error).__name__}: {error}")
+            policy = self._policy(spec, kind, component)
+            if definition is None or component is None or window is None or policy is None:
                 return None
             return self._check(PlannedPolicy(spec, kind, component, window, policy), definition)
 
@@ -110,18 +103,28 @@ class PolicyBuilder:
 
     # -- arguments --------------------------------------------------------------------------------------------------
 
-    def _args(self, spec: PolicySpec, kind: Kind) -> dict[str, Any] | None:
-        """The policy's own arguments, or None after problems were reported."""
+    def _policy(self, spec: PolicySpec, kind: Kind, component: Any) -> Policy | None:
+        """The policy, or None after the problems of its own arguments were reported.
+
+        Without a component only what does not depend on it is checked.
+        """
         title = f"a {spec.key} policy"
         takes = ComponentClass(title, kind.make_policy, kind.policy_args)
         before = len(self.report.problems)
         written = check_arguments(takes, spec.args, spec.args_path, self.report)
-        if written is None:
-            return None
         for error in reversed(kind.unmatched(kind.arg_targets(written.values), self.parameters)):
             soft = self.warn_unmatched and isinstance(error, TargetError) and written.drop(error.argument)
             (self.report.warn if soft else self.report.error)((*spec.args_path, *error.argument), str(error))
-        return written.values if len(self.report.problems) == before else None
+
+        def build(values: Mapping[str, Any]) -> Any:
+            return kind.check_args(values) if component is None else kind.make_policy(component, values)
+
+        prober = Prober(build, kind.policy_args)
+        for complaint in prober.run(written):
+            place = (*spec.args_path, *complaint.argument) if complaint.argument else spec.path
+            self.report.error(place, complaint.message)
+        policy: Policy | None = prober.component
+        return policy if len(self.report.problems) == before else None
 
     # -- time -------------------------------------------------------------------------------------------------------
 
@@ -134,30 +137,35 @@ class PolicyBuilder:
             message = f"epochs cannot be combined with {others}: give one or the other"
             self.report.error(spec.timing_paths["epochs"], message, at_key=True)
             timing = {"epochs": timing["epochs"]}
-        elif "epochs" not in timing:
+        missing: list[str] = []
+        if "epochs" not in timing:
             missing = [name for name in ("starting_epoch", "ending_epoch") if name not in timing]
             if missing:
                 hint = "give epochs, or starting_epoch and ending_epoch (exclusive, -1 = never ends)"
                 self.report.error(spec.path, f"{listed(missing)} missing: {hint}")
-        checked = {name: self._time(name, value, spec) for name, value in timing.items()}
-        if len(self.report.problems) > before:
-            return None
-        try:
-            return PolicyWindow.from_arguments(**checked)
-        except ArgumentError as error:
-            place = spec.timing_paths.get(str(error.argument[0])) if error.argument else None
-            self.report.error((*place, *error.argument[1:]) if place else spec.path, str(error))
-            return None
+        written = WrittenArguments(dict(timing))
+        for name in timing:
+            written.pending += self._check_time(name, timing[name], spec)
+        written.pending += [(name,) for name in missing]
+        prober = Prober(lambda values: PolicyWindow.from_arguments(**values), _TIMING_ARGUMENTS)
+        for complaint in prober.run(written):
+            place = spec.timing_paths.get(str(complaint.argument[0])) if complaint.argument else None
+            self.report.error((*place, *complaint.argument[1:]) if place else spec.path, complaint.message)
+        window: PolicyWindow | None = prober.component
+        return window if len(self.report.problems) == before else None
 
-    def _time(self, name: str, value: Any, spec: PolicySpec) -> Any:
+    def _check_time(self, name: str, value: Any, spec: PolicySpec) -> list[Path]:
+        """Report wrong types and numbers beyond all reason; where they are."""
         path = spec.timing_paths[name]
         checked, messages = check_value(_TIMING_ARGUMENTS[name], value)
         for below, message in messages:
             self.report.error((*path, *below), message)
+        wrong: list[Path] = [(name, *below[:1]) for below, _ in messages]
         values = checked if isinstance(checked, list | tuple | range) else [checked]
         for at, number in enumerate(values if not messages else ()):
             if number > MAX_EPOCH:
-                here = (*path, at) if name == "epochs" else path
+                here: Path = (at,) if name == "epochs" else ()
                 hint = "; -1 leaves the window open" if name == "ending_epoch" else ""
-                self.report.error(here, f"{name} is at most {MAX_EPOCH}, got {number:g}{hint}")
-        return value if not messages else None
+                self.report.error((*path, *here), f"{name} is at most {MAX_EPOCH}, got {number:g}{hint}")
+                wrong.append((name, *here))
+        return wrong
