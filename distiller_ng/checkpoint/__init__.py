@@ -7,12 +7,14 @@ restores a run bit for bit. This package knows neither schedules' text nor the m
 from distiller_ng.checkpoint.contents import Checkpoint, get_contents_table, read_checkpoint
 from distiller_ng.checkpoint.loading import ModelFactory, load_checkpoint, load_lean_checkpoint, restore
 from distiller_ng.checkpoint.record import TRANSFORMS, CompressionRecord, RecordEntry, StructuralTransform
+from distiller_ng.checkpoint.resumable import LoadedScheduler
 from distiller_ng.checkpoint.saving import save_checkpoint
 
 __all__ = [
     "TRANSFORMS",
     "Checkpoint",
     "CompressionRecord",
+    "LoadedScheduler",
     "ModelFactory",
     "RecordEntry",
     "StructuralTransform",

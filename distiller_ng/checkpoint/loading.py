@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from distiller_ng.checkpoint.contents import Checkpoint, read_checkpoint
 from distiller_ng.checkpoint.files import PathLike
 from distiller_ng.checkpoint.optimizers import check_optimizer, rebuild_optimizer
+from distiller_ng.checkpoint.resumable import LoadedScheduler
 from distiller_ng.core.scheduler import CompressionScheduler
 from distiller_ng.errors import CheckpointError, did_you_mean, listed
 from distiller_ng.names import strip_wrappers, unwrap
@@ -52,8 +53,9 @@ def load_checkpoint(
         lean_checkpoint: the weights alone: the result is ``(model, None, None, 0)``.
         strict: names in the file that the model does not have are an error, not a logged warning.
         scheduler: a scheduler with the run's schedule, restored in place for an exact resume. Without one the result
-            holds a new scheduler with the saved masks and no policies.
-        restore_position: False takes only the masks into ``scheduler``, whose schedule then starts anywhere.
+            holds a new scheduler with the saved masks and no policies; ``file_config(model, optimizer, filename,
+            scheduler, start_epoch - 1)`` with the run's own schedule then restores the rest (:class:`LoadedScheduler`).
+        restore_position: False takes only the masks, and the schedule then starts anywhere.
 
     Returns ``(model, scheduler, optimizer, start_epoch)``; the latter is the saved epoch + 1. Of a file with weights
     alone they are ``(model, None, None, 0)``, unless given. Raises ``FileNotFoundError``, and
@@ -197,7 +199,8 @@ def _restore_scheduler(
             logger.warning("%s holds no scheduler state: the schedule starts afresh", checkpoint.path)
         return scheduler
     exact = scheduler is not None and restore_position
-    restored = scheduler if scheduler is not None else CompressionScheduler(model)
+    owed = state if restore_position else None
+    restored = scheduler if scheduler is not None else LoadedScheduler(model, owed)
     try:
         restored.load_state_dict(state, restore_position=exact)
     except (KeyError, TypeError, AttributeError) as error:

@@ -35,8 +35,15 @@ __all__ = [
 
 
 def normalize_module_name(layer_name: str) -> str:
-    """A module's name without the parts that wrappers add: ``"features.module.0"`` -> ``"features.0"``."""
-    return canonical_name(layer_name)
+    """A module's name without the parts that wrappers add: ``"features.module.0"`` -> ``"features.0"``.
+
+    Of parts called ``module`` only the first is a data-parallel wrapper's, a second one is the model's own:
+    ``"module.a.module.b"`` -> ``"a.module.b"``.  ``_orig_mod`` is dropped wherever it stands.
+    """
+    parts = [part for part in layer_name.split(".") if part == "module" or canonical_name(part)]
+    if "module" in parts:
+        parts.remove("module")
+    return ".".join(parts)
 
 
 def denormalize_module_name(model: nn.Module, normalized_name: str) -> str:
@@ -44,8 +51,10 @@ def denormalize_module_name(model: nn.Module, normalized_name: str) -> str:
 
     For a model inside DataParallel ``"conv1"`` -> ``"module.conv1"``.
     """
-    names = [name for name, _ in model.named_modules() if canonical_name(name) == normalized_name]
-    return names[-1] if names else normalized_name
+    names = [name for name, _ in model.named_modules()]
+    found = [name for name in names if normalize_module_name(name) == normalized_name]
+    found = found or [name for name in names if canonical_name(name) == normalized_name]
+    return found[-1] if found else normalized_name
 
 
 def param_name_2_module_name(param_name: str) -> str:

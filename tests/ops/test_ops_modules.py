@@ -19,6 +19,18 @@ def test_normalize():
     assert [m.normalize_module_name(n) for n in names] == ["layer1.0", "features.0", "features", "", "fc", "modules.0"]
 
 
+def test_normalize_drops_only_the_first_wrapper_part():
+    names = ["module.a.module.b", "a.module.b.module.c", "_orig_mod.module.a.module", "a._orig_mod.b"]
+    assert [m.normalize_module_name(n) for n in names] == ["a.module.b", "a.b.module.c", "a.module", "a.b"]
+
+
+def test_names_of_a_models_own_module_called_module_come_back():
+    net = nn.DataParallel(nn.Sequential(OrderedDict(a=nn.ModuleDict({"module": nn.Sequential(nn.ReLU())}))))
+    assert m.normalize_module_name("module.a.module.0") == "a.module.0"
+    assert m.denormalize_module_name(net, "a.module.0") == "module.a.module.0"
+    assert m.denormalize_module_name(net, "a.0") == "module.a.module.0"
+
+
 def test_denormalize():
     net = model()
     assert m.denormalize_module_name(nn.DataParallel(net), "layer1.0") == "module.layer1.0"
