@@ -192,12 +192,12 @@ def ratio(times: dict[str, list[float]], name: str, base: str) -> float:
     return statistics.median(a / b for a, b in zip(times[name], times[base], strict=True))
 
 
-def held_masks(seconds: float) -> Iterator[dict[str, Any]]:
-    """A held mask against the floor and the peers, for each model."""
+def held_masks(seconds: float, rounds: int = 5) -> Iterator[dict[str, Any]]:
+    """A held mask against the floor and the peers, for each model, over at least so many rounds."""
     for case, (make, shape) in CASES.items():
         torch.manual_seed(0)
         model = make()
-        times = interleave({name: kind(model, shape) for name, kind in VARIANTS.items()}, seconds)
+        times = interleave({name: kind(model, shape) for name, kind in VARIANTS.items()}, seconds, rounds)
         peers = {name: round(ratio(times, name, "floor"), 4) for name in VARIANTS if name != "distiller_ng"}
         value = ratio(times, "distiller_ng", "floor")
         rivals = [peers["torch.nn.utils.prune"], peers["torch.nn.utils.parametrize"]]
@@ -304,9 +304,9 @@ def main() -> int:
     parser.add_argument("--output", type=Path, help="also write all results, with the machine, as JSON")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    seconds = 5.0 if arguments.quick else 40.0
+    seconds, rounds = (4.0, 5) if arguments.quick else (40.0, 60)
     results = []
-    for result in held_masks(seconds):
+    for result in held_masks(seconds, rounds):
         results.append(result)
         print(json.dumps(result), flush=True)
     for measure in (five_policies, partial(mask_update, pruned=False), partial(mask_update, pruned=True)):
