@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from distiller_ng.errors import ArgumentError, CheckpointError
+from distiller_ng.ops.weights import model_params_stats
 
 __all__ = ["PerformanceRecord", "SparsityAccuracyTracker", "TrainingPerformanceTracker"]
 
@@ -52,8 +53,7 @@ class TrainingPerformanceTracker:
 
     def step(self, model: nn.Module, epoch: int, *, top1: float, top5: float) -> PerformanceRecord:
         """Record the scores ``model`` reached in ``epoch`` and return the record."""
-        total, nonzero = _count_weights(model)
-        sparsity = 100.0 * (1.0 - nonzero / total) if total else 0.0
+        sparsity, _, nonzero = model_params_stats(model)
         record = PerformanceRecord(sparsity, nonzero, float(top1), float(top5), epoch)
         self.perf_scores_history.append(record)
         self._sort()
@@ -100,18 +100,3 @@ class SparsityAccuracyTracker(TrainingPerformanceTracker):
     def rank(self, record: PerformanceRecord) -> tuple[float, ...]:
         """Fewest values that are not zero first, then accuracy."""
         return -record.params_nnz_cnt, *super().rank(record)
-
-
-def _count_weights(model: nn.Module) -> tuple[int, int]:
-    """Values, and values that are not zero, of parameters of dimension 2 or 4 called weight or bias (Distiller's rule).
-
-    ResNet-20 for CIFAR-10 counts 270,896 values: biases and batch-norm scales, which have dimension 1, stay out.
-    """
-    counted = list(_counted(model))
-    return sum(p.numel() for p in counted), sum(int(p.count_nonzero()) for p in counted)
-
-
-def _counted(model: nn.Module) -> Iterator[Tensor]:
-    for name, parameter in model.named_parameters():
-        if parameter.dim() in (2, 4) and ("weight" in name or "bias" in name):
-            yield parameter.detach()
