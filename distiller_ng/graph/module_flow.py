@@ -14,6 +14,7 @@ import torch.fx
 from torch import Tensor, nn
 
 from distiller_ng.errors import GraphError
+from distiller_ng.graph._failures import MODEL_FAILURES
 from distiller_ng.graph._recorder import FlowRecorder, ModuleFlow, leaf_modules
 from distiller_ng.names import canonical_name, unwrap
 
@@ -42,13 +43,6 @@ PASS_THROUGH: tuple[type[nn.Module], ...] = (
     *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout, nn.Identity),
 )
 _FOLDABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-# What user code may raise while it is run or traced by us; anything else is not about the model's structure.
-_MODEL_FAILURES = (
-    *(RuntimeError, TypeError, ValueError, AttributeError, LookupError, NameError, ArithmeticError),
-    *(AssertionError, NotImplementedError, torch.fx.proxy.TraceError),
-)
-
-
 def observe_module_flow(model: nn.Module, example_inputs: Any) -> ModuleFlow:
     """Run ``model`` once on ``example_inputs`` (a tensor, or the positional arguments) and record the module flow.
 
@@ -63,7 +57,7 @@ def observe_module_flow(model: nn.Module, example_inputs: Any) -> ModuleFlow:
         recorder.start()
         try:
             inner(*arguments)
-        except _MODEL_FAILURES as error:
+        except MODEL_FAILURES as error:
             raise GraphError(
                 f"{type(inner).__name__} does not run on the example inputs {_shapes(arguments)}: {error}. Give inputs "
                 "as the training loop does: file_config(..., example_inputs=(x,)) or scheduler.example_inputs = (x,)"
@@ -145,7 +139,7 @@ def _traced_follower(model: nn.Module) -> Callable[[str], str | None]:
     inner = unwrap(model)
     try:
         graph = torch.fx.Tracer().trace(inner)
-    except _MODEL_FAILURES as error:
+    except MODEL_FAILURES as error:
         raise GraphError(
             f"cannot follow {type(inner).__name__} to the batch norms behind its layers: {error}. Give example inputs, "
             "so that it can be run instead: file_config(..., example_inputs=(x,)) or scheduler.example_inputs = (x,)"

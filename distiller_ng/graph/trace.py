@@ -1,0 +1,195 @@
+"""Tracing the user's unmodified model into a graph of ATen operators (layer 1).
+
+``torch.export`` (non-strict) runs the model once on fake tensors. Its nodes know the module and the source line they came
+from, which is what error messages and names are made of. Nothing on the model is changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import traceback
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export.graph_signature import InputKind
+
+from distiller_ng.errors import GraphError
+from distiller_ng.graph._failures import MODEL_FAILURES
+from distiller_ng.graph.inputs import ExampleInputs, ExampleInputsLike, as_example_inputs
+from distiller_ng.names import canonical_name, unwrap
+
+__all__ = ["TracedModel", "evaluating", "trace"]
+
+_TORCH = str(Path(torch.__file__).parent)
+_OURS = str(Path(__file__).parent.parent)
+
+
+class TracedModel:
+    """The operators of one forward pass in the order they run.
+
+    ``model``: unwrapped. ``graph``: an fx graph whose ``call_function`` nodes are ATen operators and whose placeholders
+    are parameters, buffers, constants and the model's inputs. ``tensors``: canonical name of the parameter or buffer
+    behind each placeholder that has one (tied tensors share one name). ``constants``: placeholders of tensors created
+    in the forward pass itself.
+    """
+
+    def __init__(self, model: nn.Module, program: torch.export.ExportedProgram, inputs: ExampleInputs) -> None:
+        self.model = model
+        self.inputs = inputs
+        self.graph: fx.Graph = program.graph
+        self.tensors: dict[fx.Node, str] = {}
+        self.constants: set[fx.Node] = set()
+        self.user_inputs: list[fx.Node] = []
+        first_names = _first_names(model)
+        specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
+        for node in self.graph.find_nodes(op="placeholder"):
+            spec = specs.get(node.name)
+            if spec is None or spec.kind is InputKind.USER_INPUT:
+                self.user_inputs.append(node)
+            elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER) and spec.target in first_names:
+                self.tensors[node] = first_names[spec.target]
+            else:
+                self.constants.add(node)
+
+    @property
+    def nodes(self) -> list[fx.Node]:
+        """The operators, in the order they run."""
+        return [node for node in self.graph.nodes if node.op == "call_function"]
+
+    @property
+    def outputs(self) -> list[fx.Node]:
+        """The nodes the model returns."""
+        (output,) = self.graph.find_nodes(op="output")
+        return list(output.all_input_nodes)
+
+    def module_of(self, node: fx.Node) -> str:
+        """Canonical name of the innermost module whose forward the operator ran in; "" is the model itself."""
+        stack = node.meta.get("nn_module_stack") or {}
+        names = [str(path) for path, _ in stack.values()]
+        return canonical_name(names[-1]) if names else ""
+
+    def modules_of(self, node: fx.Node) -> list[str]:
+        """Canonical names of the modules whose forwards the operator ran in, outermost first."""
+        stack = node.meta.get("nn_module_stack") or {}
+        return [canonical_name(str(path)) for path, _ in stack.values()]
+
+    def source_of(self, node: fx.Node) -> str:
+        """``file.py:12 (the line)`` of the user's code the operator came from; "" where nothing is known."""
+        frames = _frames(node.meta.get("stack_trace") or "")
+        own = [frame for frame in frames if not frame[0].startswith(_TORCH)]
+        if not own:
+            return ""
+        file, line, text = own[-1]
+        return f"{file}:{line}" + (f" ({text})" if text else "")
+
+    def describe(self, node: fx.Node) -> str:
+        """``operator 'softmax' in module 'attn', file.py:12 (the line)``: for messages."""
+        module = self.module_of(node)
+        where = f"module {module!r}" if module else "the model's own forward"
+        source = self.source_of(node)
+        return f"operator {op_name(node)!r} in {where}" + (f", {source}" if source else "")
+
+
+def op_name(node: fx.Node) -> str:
+    """The operator's plain name: ``aten.add_.Tensor`` -> ``add_``."""
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        return target._schema.name.split("::")[-1]
+    return getattr(target, "__name__", str(target))
+
+
+def arguments(node: fx.Node) -> dict[str, Any]:
+    """All arguments of an operator by the names of its schema, defaults included."""
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload):
+        return {str(position): value for position, value in enumerate(node.args)}
+    found: dict[str, Any] = {}
+    for position, argument in enumerate(target._schema.arguments):
+        if argument.name in node.kwargs:
+            found[argument.name] = node.kwargs[argument.name]
+        elif position < len(node.args):
+            found[argument.name] = node.args[position]
+        else:
+            found[argument.name] = argument.default_value
+    return found
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Every module in eval mode inside, back in its own mode after."""
+    modes = {module: module.training for module in model.modules()}
+    for module in modes:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def trace(model: nn.Module, example_inputs: ExampleInputsLike) -> TracedModel:
+    """Trace one evaluation-mode forward pass of ``model`` (wrappers such as DataParallel are looked through).
+
+    ``example_inputs``: see :func:`as_example_inputs`; values do not matter, shapes do. The model, its modes and its
+    random state are left as they were.
+
+    Raises :class:`GraphError` naming the source line where tracing stopped, e.g. at control flow that depends on data.
+    """
+    inputs = as_example_inputs(example_inputs)
+    plain = unwrap(model)
+    rng = torch.get_rng_state()
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        with evaluating(plain), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(plain, inputs.args, dict(inputs.kwargs), strict=False)
+    except MODEL_FAILURES as error:
+        raise GraphError(_failure(plain, error)) from error
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+        torch.set_rng_state(rng)
+    return TracedModel(plain, program, inputs)
+
+
+def _failure(model: nn.Module, error: Exception) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if not f.filename.startswith((_TORCH, _OURS)) and not f.filename.startswith("<")]
+    where = f" at {own[-1].filename}:{own[-1].lineno} ({own[-1].line})" if own else ""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    why = lines[0] if lines else type(error).__name__
+    return (
+        f"{type(model).__name__} cannot be traced{where}: {type(error).__name__}: {why}. Check that it runs on the "
+        "example inputs; branches and sizes that depend on the values of tensors must move out of forward, or that "
+        "part of the model be compressed on its own"
+    )
+
+
+def _first_names(model: nn.Module) -> Mapping[str, str]:
+    """Canonical name by full name, where tensors registered more than once have the first of their names."""
+    first: dict[int, str] = {}
+    names: dict[str, str] = {}
+    for named in (model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)):
+        for name, tensor in named:
+            if isinstance(tensor, Tensor):
+                names[name] = first.setdefault(id(tensor), canonical_name(name))
+    return names
+
+
+def _frames(stack_trace: str) -> list[tuple[str, int, str]]:
+    """(file, line, text) of each frame of a formatted stack trace, outermost first."""
+    found: list[tuple[str, int, str]] = []
+    for line in stack_trace.splitlines():
+        stripped = line.strip()
+        if stripped.startswith('File "'):
+            file, _, rest = stripped[len('File "') :].partition('", line ')
+            number = rest.split(",")[0]
+            if number.isdigit():
+                found.append((file, int(number), ""))
+        elif found and stripped and not found[-1][2]:
+            found[-1] = (*found[-1][:2], stripped)
+    return found
