@@ -1,0 +1,1 @@
+"""Where to clip a range before it is quantized (layer 1)."""
