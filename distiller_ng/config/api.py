@@ -23,6 +23,7 @@ from distiller_ng.config.spec import ScheduleSpec
 from distiller_ng.config.structure import read_spec
 from distiller_ng.core.scheduler import CompressionScheduler
 from distiller_ng.errors import ArgumentError, listed
+from distiller_ng.graph.inputs import ExampleInputsLike
 from distiller_ng.names import ParameterIndex
 
 __all__ = ["config_component_from_file_by_class", "dict_config", "file_config", "read_schedule"]
@@ -36,7 +37,7 @@ def file_config(
     resumed_epoch: int | None = None,
     *,
     on_unmatched: OnUnmatched = "error",
-    example_inputs: tuple[Any, ...] | None = None,
+    example_inputs: ExampleInputsLike | None = None,
     allow_user_classes: bool = False,
 ) -> CompressionScheduler:
     """Load a schedule file for ``model`` and return the scheduler that runs it.
@@ -66,7 +67,7 @@ def dict_config(
     resumed_epoch: int | None = None,
     *,
     on_unmatched: OnUnmatched = "error",
-    example_inputs: tuple[Any, ...] | None = None,
+    example_inputs: ExampleInputsLike | None = None,
     allow_user_classes: bool = False,
 ) -> CompressionScheduler:
     """Load a schedule given as a dictionary of the shape a file has; it is not changed.

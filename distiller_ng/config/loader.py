@@ -23,6 +23,7 @@ from distiller_ng.config.spec import TIMING_KEYS, ScheduleSpec
 from distiller_ng.config.structure import POLICIES
 from distiller_ng.core.scheduler import CompressionScheduler
 from distiller_ng.errors import ArgumentError, ScheduleWarning, did_you_mean
+from distiller_ng.graph.inputs import ExampleInputsLike
 from distiller_ng.names import ParameterIndex, unwrap
 
 __all__ = ["OnUnmatched", "Options", "ScheduleLoader"]
@@ -40,7 +41,7 @@ class Options:
     scheduler: CompressionScheduler | None = None
     resumed_epoch: int | None = None
     on_unmatched: OnUnmatched = "error"
-    example_inputs: tuple[Any, ...] | None = None
+    example_inputs: ExampleInputsLike | None = None
     allow_user_classes: bool = False
 
 

@@ -12,6 +12,8 @@ from torch.optim import Optimizer
 
 from distiller_ng.core.position import TrainPosition
 from distiller_ng.core.window import PolicyWindow
+from distiller_ng.graph.dependency import DependencyGraph
+from distiller_ng.graph.provider import ModelGraph
 from distiller_ng.names import ParameterIndex
 
 if TYPE_CHECKING:
@@ -42,8 +44,18 @@ class StepContext:
     metrics: Mapping[str, float] = field(default_factory=lambda: _NO_METRICS)
     is_step: bool = True
     is_last_minibatch: bool = False
-    example_inputs: tuple[Any, ...] | None = None
+    graph: ModelGraph | None = None
     ranking_weights: Mapping[str, Tensor] = field(default_factory=lambda: _NO_TENSORS)
+
+    @property
+    def example_inputs(self) -> tuple[Any, ...] | None:
+        """Positional arguments of one forward pass, if they are known."""
+        known = self.graph.example_inputs if self.graph is not None else None
+        return None if known is None else known.args
+
+    def dependency(self) -> DependencyGraph:
+        """The channel-dependency graph of the model; raises :class:`GraphError` where it cannot be followed."""
+        return (self.graph or ModelGraph(self.model)).dependency()
 
     @property
     def epoch(self) -> int:

@@ -22,6 +22,8 @@ from distiller_ng.core.resume import ResumePoint
 from distiller_ng.core.summary import CompressionSummary, summarize
 from distiller_ng.core.window import PolicyWindow
 from distiller_ng.errors import ArgumentError
+from distiller_ng.graph.inputs import ExampleInputsLike
+from distiller_ng.graph.provider import ModelGraph
 from distiller_ng.names import ParameterIndex
 
 __all__ = ["HookDriver"]
@@ -39,7 +41,7 @@ class HookDriver:
         device: torch.device | str | None = None,
         *,
         optimizer: Optimizer | None = None,
-        example_inputs: tuple[Any, ...] | None = None,
+        example_inputs: ExampleInputsLike | None = None,
         accumulation_steps: int = 1,
     ) -> None:
         self.model = model
@@ -48,7 +50,8 @@ class HookDriver:
         for name, masker in (zeros_mask_dict or {}).items():
             self.masks[name] = masker
         self.optimizer: Optimizer | None = None
-        self.example_inputs = example_inputs
+        self._given_inputs = example_inputs
+        self.graph = ModelGraph(model, example_inputs)
         self.accumulation_steps = accumulation_steps
         self._entries: list[Entry] = []
         self._lifecycle = Lifecycle()
@@ -90,6 +93,16 @@ class HookDriver:
         self._entries.append(Entry(adapted, window, policy))
         if self._lifecycle.phase != "idle":
             self._active = ActiveEntries.of(self._entries, self._lifecycle.epoch)
+
+    @property
+    def example_inputs(self) -> ExampleInputsLike | None:
+        """What one forward pass is called with, as it was given: a tensor, a tuple or a mapping; None if not known."""
+        return self._given_inputs
+
+    @example_inputs.setter
+    def example_inputs(self, value: ExampleInputsLike | None) -> None:
+        self._given_inputs = value
+        self.graph.example_inputs = value
 
     @property
     def zeros_mask_dict(self) -> MaskRegistry:
@@ -347,6 +360,6 @@ class HookDriver:
             position=position,
             optimizer=self.optimizer,
             metrics=self._metrics,
-            example_inputs=self.example_inputs,
+            graph=self.graph,
             **extra,
         )

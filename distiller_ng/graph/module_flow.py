@@ -43,6 +43,8 @@ PASS_THROUGH: tuple[type[nn.Module], ...] = (
     *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout, nn.Identity),
 )
 _FOLDABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+
+
 def observe_module_flow(model: nn.Module, example_inputs: Any) -> ModuleFlow:
     """Run ``model`` once on ``example_inputs`` (a tensor, or the positional arguments) and record the module flow.
 

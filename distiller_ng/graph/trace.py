@@ -1,7 +1,7 @@
 """Tracing the user's unmodified model into a graph of ATen operators (layer 1).
 
-``torch.export`` (non-strict) runs the model once on fake tensors. Its nodes know the module and the source line they came
-from, which is what error messages and names are made of. Nothing on the model is changed.
+``torch.export`` (non-strict) runs the model once on fake tensors. Its nodes know the module and the source line they
+came from, which is what error messages and names are made of. Nothing on the model is changed.
 """
 
 from __future__ import annotations

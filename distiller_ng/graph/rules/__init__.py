@@ -1,0 +1,1 @@
+"""How each family of operators carries channel labels: one file a family (layer 1)."""
