@@ -2,8 +2,8 @@
 
 from distiller_ng.config.api import config_component_from_file_by_class, dict_config, file_config, read_schedule
 from distiller_ng.config.frontends.base import FRONTENDS, Frontend
-from distiller_ng.config.kinds import EXTENSIONS
 from distiller_ng.config.spec import ComponentSpec, PolicySpec, ScheduleSpec
+from distiller_ng.policies.extensions import EXTENSIONS
 
 __all__ = [
     "EXTENSIONS",

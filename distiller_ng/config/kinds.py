@@ -21,19 +21,15 @@ from distiller_ng.errors import ArgumentError
 from distiller_ng.learning_rate.scheduled import ScheduledLR
 from distiller_ng.learning_rate.table import LRTable, ShadowOptimizer
 from distiller_ng.names import ParameterIndex
+from distiller_ng.policies.extensions import EXTENSIONS
 from distiller_ng.policies.lr import LRPolicy
 from distiller_ng.policies.pruning import PruningArgs, PruningPolicy
 from distiller_ng.policies.regularization import RegularizationPolicy
 from distiller_ng.pruning.base import DEFAULT_TARGET, PRUNERS, Pruner, Target
 from distiller_ng.pruning.sparsity_schedules.base import SPARSITY_SCHEDULES, SparsitySchedule
-from distiller_ng.registry import Registry
 from distiller_ng.regularization.base import REGULARIZERS, Regularizer
 
-__all__ = ["EXTENSIONS", "KINDS", "NESTED", "Kind", "kind_of_key"]
-
-#: Policies of the user's own: what ``extensions`` defines is itself the policy that an ``extension`` entry runs.
-#: ``@EXTENSIONS.register("MyPolicy")`` on a subclass of :class:`distiller_ng.Policy`.
-EXTENSIONS: Registry[Policy] = Registry("extension", "distiller_ng.policies")
+__all__ = ["KINDS", "NESTED", "Kind", "kind_of_key"]
 
 _NO_ARGUMENTS: Mapping[str, Argument] = MappingProxyType({})
 
