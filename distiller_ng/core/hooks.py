@@ -90,7 +90,10 @@ class HookDriver:
         adapted = as_policy(policy)
         self._follow_model()
         adapted.check(window, self.parameters)
-        self._entries.append(Entry(adapted, window, policy))
+        entry = Entry(adapted, window, policy)
+        adapted.on_added(self._context(entry, self._position))
+        self._follow_model()
+        self._entries.append(entry)
         if self._lifecycle.phase != "idle":
             self._active = ActiveEntries.of(self._entries, self._lifecycle.epoch)
 

@@ -96,6 +96,12 @@ class Policy(ABC):
     def check(self, window: PolicyWindow, parameters: ParameterIndex) -> None:
         """Refuse, before anything changes, what cannot work in this window on this model. Raises ``DistillerError``."""
 
+    def on_added(self, ctx: StepContext) -> None:
+        """The policy was checked and joins a schedule: make the changes to the model that it needs.
+
+        New parameters come into the model (and its optimizer) here, before training, although they may act later.
+        """
+
     def planned_sparsity(self, window: PolicyWindow, parameters: ParameterIndex) -> Mapping[str, float | None]:
         """The sparsity each written parameter should end with; None where it depends on the weights."""
         return {}
