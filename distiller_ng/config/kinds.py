@@ -24,9 +24,11 @@ from distiller_ng.names import ParameterIndex
 from distiller_ng.policies.extensions import EXTENSIONS
 from distiller_ng.policies.lr import LRPolicy
 from distiller_ng.policies.pruning import PruningArgs, PruningPolicy
+from distiller_ng.policies.quantization import QuantizationPolicy
 from distiller_ng.policies.regularization import RegularizationPolicy
 from distiller_ng.pruning.base import DEFAULT_TARGET, PRUNERS, Pruner, Target
 from distiller_ng.pruning.sparsity_schedules.base import SPARSITY_SCHEDULES, SparsitySchedule
+from distiller_ng.quantization.base import QUANTIZERS, Quantizer
 from distiller_ng.regularization.base import REGULARIZERS, Regularizer
 
 __all__ = ["KINDS", "NESTED", "Kind", "kind_of_key"]
@@ -165,6 +167,16 @@ def _check_lr(component: Any, optimizer: Optimizer) -> None:
         LRTable(component.definition, lambda: ShadowOptimizer.of(optimizer, rates)).values(0)
 
 
+def _quantization_policy(quantizer: Any, args: Mapping[str, Any]) -> Policy:
+    return QuantizationPolicy(quantizer, **args)
+
+
+def _fit_quantizer(quantizer: Any, parameters: ParameterIndex) -> None:
+    """Every check of the quantizer's plan; the model stays as it is."""
+    if isinstance(quantizer, Quantizer):
+        quantizer.plan()
+
+
 def _extension_policy(extension: Any, args: Mapping[str, Any]) -> Policy:
     return as_policy(extension)
 
@@ -204,7 +216,17 @@ _ALL = (
         target_arguments=("reg_regims",),
         fit=_fit,
     ),
-    Kind(section="quantizers", key="quantizer", noun="quantizer", most=1),
+    Kind(
+        section="quantizers",
+        key="quantizer",
+        noun="quantizer",
+        classes=RegistryTable(QUANTIZERS),
+        policy_args=_without_first(arguments_of(QuantizationPolicy)),
+        policy_source=QuantizationPolicy,
+        make_policy=_quantization_policy,
+        fit=_fit_quantizer,
+        most=1,
+    ),
     Kind(section="distillers", key="distiller", noun="distiller"),
     Kind(
         section="extensions",

@@ -1,0 +1,124 @@
+"""Making a plan: every check of a quantizer against its model, before anything changes (layer 2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from distiller_ng.errors import listed
+from distiller_ng.names import canonical_name
+from distiller_ng.quantization._overrides import Overrides, OverrideTypeError
+from distiller_ng.quantization._plan import PlanRow, QuantPlan
+from distiller_ng.quantization._replacement import check_settings
+from distiller_ng.quantization._weights import is_quantizable, why_not_quantizable
+
+if TYPE_CHECKING:
+    from distiller_ng.quantization.base import Quantizer
+
+__all__ = ["Planner"]
+
+
+@dataclass(slots=True)
+class Planner:
+    """Which override holds for which module of one model. ``rules``: ``{module name: key}``; ``notes``: warnings."""
+
+    rules: dict[str, str]
+    notes: list[str]
+    aliases: dict[str, list[str]]
+
+    @classmethod
+    def of(cls, model: nn.Module, overrides: Overrides) -> Planner:
+        """Match the overrides; a shared module gets what its first name does, or else the next."""
+        rules, notes = overrides.assign(model)
+        first: dict[int, str] = {}
+        aliases: dict[str, list[str]] = {}
+        for name, module in model.named_modules(remove_duplicate=False):
+            owner = first.setdefault(id(module), name)
+            if owner == name:
+                continue
+            aliases.setdefault(owner, []).append(name)
+            other = rules.get(name)
+            if other is not None and rules.setdefault(owner, other) != other:
+                notes.append(
+                    f"{owner!r} and {name!r} are one module; override {rules[owner]!r} holds for both, not {other!r}"
+                )
+        return cls(rules, notes, aliases)
+
+    def plan(self, quantizer: Quantizer, *, is_done: bool) -> QuantPlan:
+        """The plan of ``quantizer``; with ``is_done`` the model was prepared before, and settings are not checked."""
+        model = quantizer.model
+        modules = dict(model.named_modules())
+        if not is_done:
+            self._check_settings(quantizer, modules)
+        rows = [row for name, module in modules.items() if (row := self._row(quantizer, name, module)) is not None]
+        extra = quantizer.extra_rows()
+        notes = [] if is_done else [*self._containers(modules), *self._nothing(quantizer, rows)]
+        return QuantPlan(type(quantizer).__name__, tuple(extra + rows), tuple(notes))
+
+    def _row(self, quantizer: Quantizer, name: str, module: nn.Module) -> PlanRow | None:
+        bits = quantizer.module_qbits_map[name]
+        rule = self.rules.get(name)
+        function = (
+            None if isinstance(module, tuple(quantizer.replacement_blacklist)) else quantizer.replacement_for(module)
+        )
+        acts = bits.acts if function is not None and name else None
+        has = {p for p in ("weight", "bias") if module._parameters.get(p) is not None}
+        weights = bits.wts if "weight" in has and quantizer.quantizes_parameters else None
+        bias = bits.bias if "bias" in has and quantizer.quantizes_parameters else None
+        note = why_not_quantizable(module)
+        if function is None and not is_quantizable(module) and not note and (rule is None or any(module.children())):
+            return None
+        if name in self.aliases:
+            note = "; ".join(part for part in (note, f"also called {listed(self.aliases[name])}") if part)
+        return PlanRow(
+            canonical_name(name) or name, type(module).__name__, weights, bias, acts, rule or "default", note
+        )
+
+    def _check_settings(self, quantizer: Quantizer, modules: dict[str, nn.Module]) -> None:
+        taken: dict[str, set[str]] = {}
+        for name, module in modules.items():
+            settings, function = quantizer.module_overrides_map[name], quantizer.replacement_for(module)
+            if not settings or function is None or isinstance(module, tuple(quantizer.replacement_blacklist)):
+                continue
+            key = self.rules[name]
+            check_settings(function, settings, key=key, owner=type(quantizer).__name__, kind=type(module))
+            taken.setdefault(key, set()).update(settings)
+        for key in dict.fromkeys(self.rules.values()):
+            names = [name for name, rule in self.rules.items() if rule == key and name in modules]
+            settings = quantizer.module_overrides_map[names[0]] if names else {}
+            left = [setting for setting in settings if setting not in taken.get(key, set())]
+            if left:
+                raise OverrideTypeError(
+                    f"override {key!r}: no module it matches takes {listed(map(repr, left))}; bits_activations, "
+                    "bits_weights and bits_bias can be set for any",
+                    argument=("overrides", key, left[0]),
+                )
+
+    def _containers(self, modules: dict[str, nn.Module]) -> list[str]:
+        """Overrides that match only modules which hold others: nothing of those inside follows from them."""
+        notes = []
+        for key in dict.fromkeys(self.rules.values()):
+            names = [name for name, rule in self.rules.items() if rule == key and name in modules]
+            if names and all(any(modules[name].children()) for name in names):
+                inside = key + r"\..*"
+                notes.append(
+                    f"override {key!r} matches only {listed(names, limit=3)}, which has nothing of its own to "
+                    f"quantize; for the modules inside write {inside!r}"
+                )
+        return notes
+
+    @staticmethod
+    def _nothing(quantizer: Quantizer, rows: list[PlanRow]) -> list[str]:
+        """What was asked for and does not happen."""
+        notes = []
+        bits, kinds = quantizer.default_qbits, [kind.__name__ for kind, f in quantizer.replacement_factory.items() if f]
+        if bits.acts is not None and kinds and not any(row.activations is not None for row in rows):
+            notes.append(
+                f"bits_activations={bits.acts}, but no activations will be quantized: the model has no module of the "
+                f"types {listed(kinds)} (functions such as torch.relu cannot be replaced: use modules)"
+            )
+        if bits.wts is not None and quantizer.quantizes_parameters and not any(row.weights is not None for row in rows):
+            notes.append(f"bits_weights={bits.wts}, but no weights will be quantized")
+        return notes

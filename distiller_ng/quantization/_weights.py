@@ -1,0 +1,213 @@
+"""Layers that compute with quantized weights while their parameters stay what and where they are (layer 2).
+
+A layer gets a subclass of its own class, made here: ``Conv2d`` becomes ``QuantizedConv2d``. Its parameters keep their
+identity and their names, so optimizers, masks, state dicts and hooks do not notice; its ``forward`` is the original one
+and sees quantized tensors in place of the parameters, with autograd history to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, NamedTuple, TypeAlias, cast
+
+import torch
+from torch import Tensor, nn
+
+from distiller_ng.errors import ArgumentError, LifecycleError
+from distiller_ng.quantization._activations import touched
+from distiller_ng.quantization.q_utils import FP_BKP_PREFIX
+
+__all__ = [
+    "QUANTIZABLE_LAYERS",
+    "ParamQuantizationFn",
+    "ParamToQuantize",
+    "ParameterQuantization",
+    "QuantizedWeights",
+    "is_quantizable",
+    "quantize_parameter_",
+    "why_not_quantizable",
+]
+
+#: Layers whose ``weight`` and ``bias`` can be quantized, subclasses included.
+QUANTIZABLE_LAYERS: tuple[type[nn.Module], ...] = (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+    *(nn.Linear, nn.Embedding),
+)
+
+
+class ParamToQuantize(NamedTuple):
+    """One parameter to quantize, as a ``param_quantization_fn`` gets it.
+
+    ``getattr(module, fp_attr_name)`` is the parameter in floating point and ``q_attr_name`` its name in the module;
+    the two differ where a floating point copy is trained (``float_weight`` and ``weight``).
+    """
+
+    module: nn.Module
+    module_name: str
+    fp_attr_name: str
+    q_attr_name: str
+    num_bits: int
+
+
+#: ``function(parameter, what it is) -> quantized tensor`` of the same shape, differentiable.
+ParamQuantizationFn: TypeAlias = Callable[[Tensor, ParamToQuantize], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterQuantization:
+    """How one parameter of a layer is quantized in each forward pass.
+
+    ``restores_zeros``: the function does not map 0 to 0 (DoReFa, binary weights), so zeros are put back after it:
+    pruned weights stay pruned.
+    """
+
+    function: ParamQuantizationFn
+    module_name: str
+    num_bits: int
+    restores_zeros: bool = False
+
+    def __call__(self, module: nn.Module, name: str, parameter: Tensor) -> Tensor:
+        """The quantized ``parameter``, in its dtype, with autograd history to it."""
+        meta = ParamToQuantize(module, self.module_name, FP_BKP_PREFIX + name, name, self.num_bits)
+        quantized = self.function(parameter, meta)
+        if self.restores_zeros:
+            quantized = _with_zeros_of(parameter, quantized)
+        return quantized if quantized.dtype == parameter.dtype else quantized.to(parameter.dtype)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ParameterQuantization:
+        return self  # immutable, and the function may belong to a quantizer that no model's copy should drag along
+
+
+class QuantizedWeights(nn.Module):
+    """What the subclasses made here add to a layer's own class.
+
+    Attributes: ``quantized_parameters`` maps ``weight`` and ``bias`` to how they are quantized;
+    ``quantizes_weights`` is False until training with quantization starts; ``float_weight`` and ``float_bias`` are the
+    parameters, whatever ``weight`` shows (Distiller's names).
+    """
+
+    quantized_parameters: dict[str, ParameterQuantization]
+    quantizes_weights: bool
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The layer's own ``forward`` on quantized parameters."""
+        if not self.quantizes_weights:
+            return touched(super().forward(*args, **kwargs), self)
+        # An instance attribute is found before nn.Module looks among its parameters, so whatever the layer's forward
+        # does with self.weight, it uses this tensor. torch.export and torch.compile follow it.
+        own = self.__dict__
+        quantized = {name: self.quantized(name) for name in self.quantized_parameters}
+        shown = {name: own[name] for name in quantized if name in own}
+        own.update((name, tensor) for name, tensor in quantized.items() if tensor is not None)
+        try:
+            return super().forward(*args, **kwargs)
+        finally:
+            for name in quantized:
+                own.pop(name, None)
+            own.update(shown)
+
+    def quantized(self, name: str) -> Tensor | None:
+        """The tensor the layer computes with in place of the parameter ``name``; None for a bias it does not have."""
+        parameter = self.full_precision(name)
+        return None if parameter is None else self.quantized_parameters[name](self, name, parameter)
+
+    def full_precision(self, name: str) -> Tensor | None:
+        """The parameter itself."""
+        found = self._parameters.get(name)
+        # Replicas of DataParallel hold plain tensors instead of parameters.
+        return self.__dict__.get(name) if found is None else found
+
+    def publish(self, name: str) -> None:
+        """Show the quantized tensor as the attribute ``name``, as Distiller does; ``float_<name>`` is the parameter."""
+        quantized = self.quantized(name)
+        if quantized is not None:
+            self.__dict__[name] = quantized
+
+    def withdraw(self) -> None:
+        """Show the parameters themselves again."""
+        for name in self.quantized_parameters:
+            if self._parameters.get(name) is not None:
+                self.__dict__.pop(name, None)
+
+    @property
+    def float_weight(self) -> Tensor | None:
+        """The weight in floating point: the parameter the optimizer trains."""
+        return self.full_precision("weight")
+
+    @property
+    def float_bias(self) -> Tensor | None:
+        """The bias in floating point, None without one."""
+        return self.full_precision("bias")
+
+    def extra_repr(self) -> str:
+        """The layer's own description, and the bits."""
+        bits = ", ".join(f"{name}_bits={how.num_bits}" for name, how in self.quantized_parameters.items())
+        return ", ".join(part for part in (super().extra_repr(), bits) if part)
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        # The class cannot be found by its name, so copies and pickles make it again.
+        own = dict(self.__dict__)
+        for name in self.quantized_parameters:
+            if self._parameters.get(name) is not None:
+                own.pop(name, None)
+        return _rebuild, (_original_class(type(self)),), own
+
+
+def quantize_parameter_(module: nn.Module, name: str, how: ParameterQuantization) -> QuantizedWeights:
+    """Make ``module``, in place, compute with the quantized parameter ``name`` from now on, and return it.
+
+    Only the instance changes, and of it only the class. Raises :class:`LifecycleError` for a layer without shapes yet
+    (``LazyConv2d``) and :class:`ArgumentError` for a parameter it does not have.
+    """
+    if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
+        raise LifecycleError(f"{type(module).__name__} has no weights yet: run the model once before quantizing it")
+    if name not in module._parameters:
+        raise ArgumentError(f"{type(module).__name__} has no parameter {name!r}")
+    if not isinstance(module, QuantizedWeights):
+        module.__class__ = _quantized_class(type(module))  # type: ignore[arg-type]
+        module.__dict__.update(quantized_parameters={}, quantizes_weights=True)
+    found = cast(QuantizedWeights, module)
+    found.quantized_parameters[name] = how
+    return found
+
+
+@cache
+def _quantized_class(cls: type[Any]) -> type[nn.Module]:
+    return type(f"Quantized{cls.__name__}", (QuantizedWeights, cls), {"__module__": cls.__module__})
+
+
+def _original_class(cls: type[nn.Module]) -> type[nn.Module]:
+    """The layer's class before it was quantized."""
+    following = cls.__mro__[cls.__mro__.index(QuantizedWeights) + 1]
+    return cast(type[nn.Module], following)
+
+
+def _rebuild(cls: type[nn.Module]) -> nn.Module:
+    quantized = _quantized_class(cls)  # type: ignore[arg-type]
+    return quantized.__new__(quantized)
+
+
+def _with_zeros_of(parameter: Tensor, quantized: Tensor) -> Tensor:
+    """``quantized`` with zeros where ``parameter`` has them; gradients pass there too, or nothing could grow back."""
+    shift = torch.where(
+        parameter == 0, quantized.detach(), torch.zeros((), dtype=quantized.dtype, device=quantized.device)
+    )
+    return quantized - shift
+
+
+def is_quantizable(module: nn.Module) -> bool:
+    """Whether the ``weight`` and ``bias`` of a layer can be quantized."""
+    return isinstance(module, QUANTIZABLE_LAYERS) and not why_not_quantizable(module)
+
+
+def why_not_quantizable(module: nn.Module) -> str:
+    """Why the weights of a module that has some stay in floating point; empty for any other."""
+    if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
+        return "in floating point: the attention around it computes with the weight itself"
+    if isinstance(module, nn.MultiheadAttention | nn.RNNBase | nn.RNNCellBase | nn.Bilinear | nn.EmbeddingBag):
+        return f"in floating point: weights of {type(module).__name__} are not quantized"
+    if isinstance(module, torch.jit.ScriptModule):
+        return "in floating point: a scripted module cannot be changed"
+    return ""

@@ -1,0 +1,310 @@
+"""What every quantizer is: who gets which bits, and how a model comes to compute with them (layer 2)."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from abc import ABC
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from distiller_ng.errors import ArgumentError, LifecycleError, ScheduleWarning
+from distiller_ng.ops.linear_quantization import check_bits
+from distiller_ng.quantization._activations import set_bypass
+from distiller_ng.quantization._configuration import QuantizerConfig, constructor_arguments, mark, quantization_of
+from distiller_ng.quantization._control import QuantizerControl
+from distiller_ng.quantization._overrides import Overrides
+from distiller_ng.quantization._plan import PlanRow, QuantPlan
+from distiller_ng.quantization._planning import Planner
+from distiller_ng.quantization._replacement import ReplaceFn, Replacements
+from distiller_ng.quantization._weights import (
+    ParameterQuantization,
+    ParamQuantizationFn,
+    ParamToQuantize,
+    is_quantizable,
+    quantize_parameter_,
+)
+from distiller_ng.quantization.q_utils import FP_BKP_PREFIX, QBits
+from distiller_ng.registry import Registry
+
+__all__ = ["QUANTIZERS", "Quantizer"]
+
+QUANTIZERS: Registry[Quantizer] = Registry("quantizer", "distiller_ng.quantization")
+
+logger = logging.getLogger(__name__)
+_BITS = {"bits_activations": "acts", "bits_weights": "wts", "bits_bias": "bias"}
+
+
+class Quantizer(QuantizerControl, ABC):
+    """Base of all quantizers.
+
+    ``bits_activations``, ``bits_weights`` and ``bits_bias`` hold for every module; None leaves it in floating point.
+    ``overrides`` maps patterns over module names to other bits, and to settings of what replaces the module::
+
+        overrides:
+          conv1: {bits_weights: null, bits_activations: null}   # leave it alone
+          'layer1\\.\\d\\.conv1': {bits_weights: 2}
+
+    Patterns match whole names (without ``module.``); the first one wins, an exact name beats all. Weights are quantized
+    in convolutions, linear layers and embeddings; activations in the modules the subclass replaces.
+
+    ``train_with_fp_copy``: the parameters stay in floating point, and every forward pass computes with quantized ones
+    (needs ``optimizer``); else :meth:`quantize_params` writes quantized values into the parameters. Parameters keep
+    their identity and their names either way; ``float_weight`` is Distiller's name for the parameter.
+
+    A complete one, which rounds weights to multiples of ``2**-bits``::
+
+        @QUANTIZERS.register("GridQuantizer", injected=("model", "optimizer"))
+        class GridQuantizer(Quantizer):
+            def __init__(self, model, optimizer, bits_weights=4, overrides=None):
+                super().__init__(model, optimizer, None, bits_weights, None, overrides, train_with_fp_copy=True)
+                self.param_quantization_fn = to_grid      # to_grid(parameter, what_it_is) -> tensor
+                self.replacement_factory[nn.ReLU] = ...   # function(module, name, module_qbits_map) -> module
+
+    Attributes: ``module_qbits_map`` ``{module name: QBits(acts, wts, bias)}``, ``module_overrides_map`` ``{name: other
+    settings}``, ``params_to_quantize``, ``replacement_factory``, ``replacement_blacklist``, ``param_quantization_fn``.
+    Raises :class:`ArgumentError` for bits, patterns or settings that cannot be, each with its path.
+    """
+
+    #: Whether zeros (pruned weights) are put back after ``param_quantization_fn``, because it does not map 0 to 0.
+    restores_zeros: ClassVar[bool] = False
+    #: Whether modules or parameters of its own come into the model, which a data-parallel wrapper must know.
+    adds_state: ClassVar[bool] = False
+
+    _arguments: dict[str, Any] | None
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Quantizer:
+        """Note the arguments, for :attr:`config`."""
+        quantizer = super().__new__(cls)
+        quantizer._arguments = constructor_arguments(cls, args, kwargs)
+        return quantizer
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer | None = None,
+        bits_activations: int | None = None,
+        bits_weights: int | None = None,
+        bits_bias: int | None = None,
+        overrides: Mapping[str, Mapping[str, Any]] | None = None,
+        train_with_fp_copy: bool = False,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise ArgumentError(f"model must be a torch.nn.Module, got {type(model).__name__}", argument=("model",))
+        if train_with_fp_copy and optimizer is None:
+            raise ArgumentError(
+                "an optimizer is needed to train with a floating point copy of the weights", argument=("optimizer",)
+            )
+        self.model, self.optimizer, self.train_with_fp_copy = model, optimizer, train_with_fp_copy
+        given = {"bits_activations": bits_activations, "bits_weights": bits_weights, "bits_bias": bits_bias}
+        self.default_qbits = QBits(*(self.checked_bits(name, value, (name,)) for name, value in given.items()))
+        self._overrides = Overrides.of(overrides)
+        self.overrides = OrderedDict(self._overrides.settings)
+        self.replacement_factory: dict[type[nn.Module], ReplaceFn | None] = {}
+        self.default_repalcement_fn: ReplaceFn | None = None  # Distiller's spelling
+        self.replacement_blacklist: list[type[nn.Module]] = [nn.Identity]
+        self.param_quantization_fn: ParamQuantizationFn | None = None
+        self.params_to_quantize: list[ParamToQuantize] = []
+        self.modules_processed: OrderedDict[nn.Module, tuple[str, nn.Module | None]] = OrderedDict()
+        self.adjacency_map: Any = None
+        self.layout: dict[str, Any] = {}
+        self.is_prepared, self.is_enabled, self.observes, self.bn_is_frozen = False, True, True, False
+        self.module_qbits_map: OrderedDict[str, QBits] = OrderedDict()
+        self.module_overrides_map: OrderedDict[str, dict[str, Any]] = OrderedDict()
+        self._planner = self._assign_overrides()
+
+    # -- who gets which bits ----------------------------------------------------------------------------------------
+
+    def checked_bits(self, setting: str, bits: Any, argument: Sequence[str]) -> int | None:
+        """``bits`` for ``bits_weights``, ``bits_activations`` or ``bits_bias``: None or 1..32.
+
+        Override it for methods that work with few bits only. Raises :class:`ArgumentError` that carries ``argument``.
+        """
+        if bits is None:
+            return None
+        try:
+            return check_bits(bits, argument=setting)
+        except ArgumentError as error:
+            raise ArgumentError(f"{error}, or null for floating point", argument=argument) from None
+
+    def _assign_overrides(self) -> Planner:
+        """Fill the two maps; warns of odd patterns and raises :class:`TargetError` for those that match nothing."""
+        planner = Planner.of(self.model, self._overrides)
+        for note in planner.notes:
+            warnings.warn(note, ScheduleWarning, stacklevel=3)
+        entries = {key: self._split(key, settings) for key, settings in self.overrides.items()}
+        for name, module in self.model.named_modules():
+            bits, rest = entries.get(planner.rules.get(name, ""), ({}, {}))
+            self._add_qbits_entry(name, module, self.default_qbits._replace(**bits))
+            self.module_overrides_map[name] = dict(rest)
+        return planner
+
+    def _split(self, key: str, settings: Mapping[str, Any]) -> tuple[dict[str, int | None], dict[str, Any]]:
+        """The bits an override sets, and its other settings."""
+        bits = {
+            _BITS[name]: self.checked_bits(name, value, ("overrides", key, name))
+            for name, value in settings.items()
+            if name in _BITS
+        }
+        return bits, {name: value for name, value in settings.items() if name not in _BITS}
+
+    def _add_qbits_entry(self, name: str, module: nn.Module, qbits: QBits) -> None:
+        self.module_qbits_map[name] = qbits if is_quantizable(module) else QBits(qbits.acts, None, None)
+
+    def replacement_for(self, module: nn.Module) -> ReplaceFn | None:
+        """The function that replaces modules of this one's class, or of the nearest class it inherits from."""
+        for kind in type(module).__mro__:
+            if kind in self.replacement_factory:
+                return self.replacement_factory[kind]
+        return self.default_repalcement_fn
+
+    def plan(self, model: nn.Module | None = None) -> QuantPlan:
+        """Who will get which bits, with every check done and nothing changed; ``print(quantizer.plan())``.
+
+        Raises :class:`TargetError` for overrides that match nothing and :class:`OverrideTypeError` (a ``TypeError``)
+        for settings nobody takes. ``model`` may be left out; another one than the quantizer's raises
+        :class:`ArgumentError`.
+        """
+        if model is not None and model is not self.model:
+            raise ArgumentError("this quantizer belongs to another model: make one for the model to plan")
+        return self._planner.plan(self, is_done=quantization_of(self.model) is not None)
+
+    def extra_rows(self) -> list[PlanRow]:
+        """Rows of the plan that belong to no module, e.g. the model's inputs."""
+        return []
+
+    @property
+    def config(self) -> QuantizerConfig:
+        """What a checkpoint must hold to prepare a fresh model in the same way."""
+        name = type(self).__name__
+        known = name in QUANTIZERS and QUANTIZERS.get(name).cls is type(self)
+        return QuantizerConfig(name, self._arguments if known else None, dict(self.layout))
+
+    # -- changing the model -----------------------------------------------------------------------------------------
+
+    def prepare_model(self, dummy_input: Any = None) -> nn.Module:
+        """Put the quantization into the model and return the model; new parameters join the optimizer.
+
+        ``dummy_input`` (a tensor, or a tuple of the positional arguments) is what quantizers need that follow the data
+        flow. Raises :class:`LifecycleError` when called twice, for a model quantized otherwise before, or when a
+        data-parallel wrapper already took stock of the parameters; the model is unchanged then.
+        """
+        if self.is_prepared:
+            raise LifecycleError("prepare_model can be called once: this model is quantized already")
+        earlier = quantization_of(self.model)
+        if earlier is None:
+            self._prepare(dummy_input)
+        elif self.config.arguments is None or (earlier.name, earlier.arguments) != (
+            self.config.name,
+            self.config.arguments,
+        ):
+            raise LifecycleError(
+                f"the model is already quantized by {earlier.name} with {earlier.arguments}: use the same settings, or "
+                "start from the floating point model"
+            )
+        else:  # by a checkpoint's record
+            self.layout = dict(earlier.layout)
+            self._find_parameters()
+        self.is_prepared = True
+        self._extend_optimizer()
+        self._post_prepare_model()
+        return self.model
+
+    def _prepare(self, dummy_input: Any) -> None:
+        plan = self.plan()
+        if self.adds_state and isinstance(self.model, DistributedDataParallel):
+            raise LifecycleError(
+                f"{type(self).__name__} adds parameters or buffers: load the schedule (or call prepare_model) before "
+                "wrapping the model in DistributedDataParallel"
+            )
+        for text in plan.warnings:
+            warnings.warn(text, ScheduleWarning, stacklevel=4)
+        logger.info("%s", plan)
+        self._pre_prepare_model(dummy_input)
+        self._replace_modules()
+        if not self.train_with_fp_copy:
+            self._find_parameters()
+            return
+        for module, name, parameter, bits in self._parameters():
+            self._prepare_parameter(module, name, parameter, bits)
+            how = ParameterQuantization(self._param_fn(), name, bits, self.restores_zeros)
+            mark(quantize_parameter_(module, parameter, how), self.config)
+        self._find_parameters()
+
+    def _replace_modules(self) -> None:
+        changes = Replacements(self._replacement, self.replacement_blacklist)
+        changes.visit(self.model)
+        changes.apply_()
+        for second, first in changes.shared:
+            warnings.warn(
+                f"Module '{second}' references to same module as '{first}'. Replacing with reference the same wrapper.",
+                UserWarning,
+                stacklevel=5,
+            )
+        for change in changes:
+            self.modules_processed[change.original] = (change.name, change.module)
+            mark(change.module, self.config)
+            set_bypass(change.module, change.original)
+            if not any(change.original.children()) and any(change.module.children()):
+                bits = self.module_qbits_map[change.name]
+                for inside, module in change.module.named_modules():
+                    self._add_qbits_entry(f"{change.name}.{inside}" if inside else change.name, module, bits)
+                self.module_qbits_map[change.name] = QBits(bits.acts, None, None)
+
+    def _replacement(self, module: nn.Module, name: str) -> nn.Module:
+        """What stands in place of ``module``: itself, or what the replacement function makes of it."""
+        bits, settings = self.module_qbits_map[name], self.module_overrides_map[name]
+        function = self.replacement_for(module)
+        if function is None or (bits.acts is None and bits.wts is None and not settings):
+            return module
+        return function(module, name, self.module_qbits_map, **settings)
+
+    def _parameters(self) -> list[tuple[nn.Module, str, str, int]]:
+        """``(module, its name, parameter, bits)`` of every parameter that gets bits."""
+        found = []
+        for name, module in self.model.named_modules():
+            bits = self.module_qbits_map.get(name, QBits(None, None, None))
+            for parameter, wanted in (("weight", bits.wts), ("bias", bits.bias)):
+                if wanted is not None and module._parameters.get(parameter) is not None:
+                    found.append((module, name, parameter, wanted))
+        return found
+
+    def _find_parameters(self) -> None:
+        """Fill ``params_to_quantize`` from the prepared model."""
+        if not self.train_with_fp_copy:
+            self.params_to_quantize = [ParamToQuantize(m, n, p, p, bits) for m, n, p, bits in self._parameters()]
+            return
+        self.params_to_quantize = [
+            ParamToQuantize(layer, name, FP_BKP_PREFIX + parameter, parameter, how.num_bits)
+            for name, layer in self.weight_layers().items()
+            for parameter, how in layer.quantized_parameters.items()
+        ]
+
+    def _extend_optimizer(self) -> None:
+        if self.optimizer is None:
+            return
+        known = {id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]}
+        for group in self._get_new_optimizer_params_groups():
+            missing = [parameter for parameter in group["params"] if id(parameter) not in known]
+            if missing:
+                self.optimizer.add_param_group({**group, "params": missing})
+
+    # -- what subclasses add ----------------------------------------------------------------------------------------
+
+    def _pre_prepare_model(self, dummy_input: Any) -> None:
+        """Before anything is replaced."""
+
+    def _prepare_parameter(self, module: nn.Module, name: str, parameter: str, bits: int) -> None:
+        """Give ``module`` what its ``parameter`` needs to be quantized: buffers, a learned step."""
+
+    def _post_prepare_model(self) -> None:
+        """After the model was changed, or found changed by a checkpoint's record."""
+
+    def _get_new_optimizer_params_groups(self) -> list[dict[str, Any]]:
+        """Groups for the optimizer with the parameters this quantizer brought into the model."""
+        return []
