@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from distiller_ng.errors import DatasetError, listed
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["FolderImages", "ImageNet"]
+__all__ = ["FolderImages", "ImageNet", "class_names", "labelled_files"]
 
 _logger = logging.getLogger(__name__)
 _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp"})
@@ -100,22 +100,9 @@ class ImageNet(ImageSource):
     ) -> FolderImages:
         _check_pillow()
         if part not in self._files:
-            self._files[part] = self._scan(self._folder(part))
+            folder = self._folder(part)
+            self._files[part] = labelled_files(folder, self._classes(folder))
         return FolderImages(*self._files[part], shape=shape, transform=transform)
-
-    def _scan(self, folder: Path) -> tuple[list[Path], list[int]]:
-        """Every image below ``folder`` with the number of its class."""
-        classes = self._classes(folder)
-        paths: list[Path] = []
-        labels: list[int] = []
-        for label, name in enumerate(classes):
-            found = sorted(path for path in (folder / name).rglob("*") if _is_image(path))
-            if not found:
-                raise DatasetError(f"imagenet: {folder / name} holds no image ({listed(sorted(_SUFFIXES))})")
-            paths += found
-            labels += [label] * len(found)
-        _logger.info("%s: %d images of %d classes", folder, len(paths), len(classes))
-        return paths, labels
 
     def _folder(self, part: str) -> Path:
         if self.data_dir is None:
@@ -126,10 +113,10 @@ class ImageNet(ImageSource):
         return folder
 
     def _classes(self, folder: Path) -> list[str]:
-        names = _class_names(folder)
+        names = class_names(folder)
         other = folder.with_name("val" if folder.name == "train" else "train")
         # Labels are positions in the sorted list, so one class missing on one side would shift all that follow.
-        if other.is_dir() and (different := set(names) ^ set(_class_names(other))):
+        if other.is_dir() and (different := set(names) ^ set(class_names(other))):
             raise DatasetError(
                 f"imagenet: {folder} and {other} must hold the same classes; only one of them has "
                 f"{listed(sorted(different))}"
@@ -139,12 +126,27 @@ class ImageNet(ImageSource):
         return names
 
 
+def labelled_files(folder: Path, classes: Sequence[str]) -> tuple[list[Path], list[int]]:
+    """Every image below ``folder`` with the number of its class; DatasetError for a class without images."""
+    paths: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        found = sorted(path for path in (folder / name).rglob("*") if _is_image(path))
+        if not found:
+            raise DatasetError(f"{folder / name} holds no image ({listed(sorted(_SUFFIXES))})")
+        paths += found
+        labels += [label] * len(found)
+    _logger.info("%s: %d images of %d classes", folder, len(paths), len(classes))
+    return paths, labels
+
+
 def _is_image(path: Path) -> bool:
     return path.suffix.lower() in _SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
-def _class_names(folder: Path) -> list[str]:
+def class_names(folder: Path) -> list[str]:
+    """The classes of an image folder, numbered by place: its sub-folders' names, sorted; DatasetError for none."""
     names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not names:
-        raise DatasetError(f"imagenet: {folder} holds no class folders. Expected: {_LAYOUT}")
+        raise DatasetError(f"{folder} holds no class folders. Expected: {_LAYOUT}")
     return names

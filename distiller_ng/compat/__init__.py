@@ -1,0 +1,1 @@
+"""Other libraries' ways of calling what is built here (layer 5)."""

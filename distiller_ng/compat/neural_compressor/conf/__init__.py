@@ -1,0 +1,1 @@
+"""Neural Compressor's package of configurations (layer 5)."""
