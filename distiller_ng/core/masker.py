@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ __all__ = ["USER", "ParameterMasker"]
 
 #: Owner of masks assigned directly (``masker.mask = t``).
 USER = "user"
+_LAYOUT = ("_owners", "unmasked_copy", "_effective", "_projection", "_applied")
 
 
 class ParameterMasker:
@@ -236,6 +237,34 @@ class ParameterMasker:
     def is_pending(self) -> bool:
         """Whether the weights do not carry the present mask yet."""
         return self._applied is not self.mask
+
+    # -- a parameter that gets smaller --------------------------------------------------------------------------------
+
+    def select(self, dim: int, kept: Sequence[int]) -> None:
+        """Keep these entries of dimension ``dim`` of every mask and copy: the parameter is about to lose the others."""
+
+        def part(tensor: Tensor) -> Tensor:
+            return tensor.index_select(dim, torch.tensor(kept, device=tensor.device))
+
+        applied_is_current = self._applied is self.mask
+        self._owners = {owner: part(mask) for owner, mask in self._owners.items()}
+        self.unmasked_copy = None if self.unmasked_copy is None else part(self.unmasked_copy)
+        applied = self._applied
+        self._effective = self._projection = None
+        self._applied = self.mask if applied_is_current or applied is None else part(applied)
+        if self._listener is not None:
+            self._listener(not applied_is_current)
+
+    def layout(self) -> dict[str, Any]:
+        """Everything :meth:`select` changes, for :meth:`restore_layout`."""
+        return {name: getattr(self, name) for name in _LAYOUT}
+
+    def restore_layout(self, layout: Mapping[str, Any]) -> None:
+        """Take :meth:`select` back."""
+        for name, value in layout.items():
+            setattr(self, name, value)
+        if self._listener is not None:
+            self._listener(False)
 
     def state_dict(self) -> dict[str, Any]:
         """Masks by owner and flags, as plain values and tensors."""

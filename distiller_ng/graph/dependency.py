@@ -17,11 +17,11 @@ from torch import fx, nn
 from distiller_ng.errors import GraphError, TargetError, did_you_mean, listed
 from distiller_ng.graph.inputs import ExampleInputs, ExampleInputsLike
 from distiller_ng.graph.labels import FIXED, LabelArray
-from distiller_ng.graph.trace import TracedModel, trace
+from distiller_ng.graph.trace import TracedModel, op_name, trace
 from distiller_ng.graph.walker import RULES, Axis, Value, Walker
 from distiller_ng.names import canonical_name
 
-__all__ = ["ChannelGroup", "DependencyGraph", "Member"]
+__all__ = ["ChannelGroup", "DependencyGraph", "Member", "Resized"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,22 @@ class ChannelGroup:
         return ", ".join(f"{m.tensor}[dim {m.dim}: {_ranges(m.indices)}]" for m in self.members)
 
 
+@dataclass(frozen=True, slots=True)
+class Resized:
+    """An operator whose sizes are given by the code: the modules it runs in, outermost first, and (old, new) sizes."""
+
+    modules: tuple[str, ...]
+    sizes: tuple[tuple[int, int], ...]
+    where: str
+
+
+#: Operators that take sizes or positions as integers.
+SIZED_OPERATORS = frozenset(
+    {"view", "reshape", "_unsafe_view", "unflatten", "expand", "slice", "narrow", "split", "split_with_sizes", "select"}
+    | {"repeat", "group_norm", "conv1d", "conv2d", "conv3d", "convolution", "layer_norm", "chunk", "pixel_shuffle"}
+)
+
+
 class DependencyGraph:
     """The channels of a model and what they are made of.
 
@@ -70,6 +86,7 @@ class DependencyGraph:
         self._fixed = int(self._roots[FIXED])
         self._partitions = walker.partitions
         self._reasons = walker.coupling.reasons
+        self._sized = {node: labels for node in traced.nodes for labels in walker.results(node)[:1] if labels.varying}
 
     @classmethod
     def trace(cls, model: nn.Module, example_inputs: ExampleInputsLike) -> DependencyGraph:
@@ -134,6 +151,15 @@ class DependencyGraph:
         """Whether the entries of a dimension produce their channels (else they read them)."""
         return self._axes[(canonical_name(tensor), dim)].feeds
 
+    def dims_of(self, tensor: str) -> int:
+        """How many dimensions a parameter or buffer has."""
+        return self._ranks[tensor]
+
+    @cached_property
+    def _ranks(self) -> dict[str, int]:
+        named = (*self.model.named_parameters(), *self.model.named_buffers())
+        return {canonical_name(name): tensor.dim() for name, tensor in named}
+
     def group(self, layer: str, axis: int, indices: Iterable[int]) -> ChannelGroup:
         """Everything that goes when ``indices`` of a layer's outputs (``axis=0``) or inputs (``axis=1``) go.
 
@@ -178,6 +204,26 @@ class DependencyGraph:
         if not found and self._fixed not in wanted:
             return "they are all tied to each other, so that only the whole layer could go"
         return listed(dict.fromkeys(found), limit=3) or "they are tied to the model's inputs or outputs"
+
+    def label_axes(self) -> Mapping[tuple[str, int], Axis]:
+        """The same dimensions with the labels they had before coupled channels were made one."""
+        return self._axes
+
+    def resized(self, channels: Iterable[int]) -> list[Resized]:
+        """Where sizes written in the code meet tensors that get smaller when ``channels`` go."""
+        wanted = np.asarray(sorted(set(channels)), np.int64)
+        found = []
+        for node, labels in self._sized.items():
+            if op_name(node).rstrip("_") in SIZED_OPERATORS:
+                gone = np.isin(self._roots[labels.array], wanted)
+                pairs = []
+                for dim in labels.varying:
+                    others = tuple(d for d in range(gone.ndim) if d != dim)
+                    pairs.append((labels.shape[dim], labels.shape[dim] - int(gone.all(axis=others).sum())))
+                pairs = [pair for pair in pairs if pair[0] != pair[1]]
+                if pairs:
+                    found.append(Resized(tuple(self.traced.modules_of(node)), tuple(pairs), self.traced.describe(node)))
+        return found
 
     def partitions(self) -> list[tuple[str, LabelArray]]:
         """(weight, channel numbers of shape (groups, members)) of every operator that works in groups."""

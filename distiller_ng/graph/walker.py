@@ -149,6 +149,13 @@ class Walker:
         value = self._values[node]
         return list(value) if isinstance(value, tuple) else [self.labels(node)]
 
+    def results(self, node: fx.Node) -> list[Labels]:
+        """The labels a node was given; none for a parameter seen as it is."""
+        value = self._values[node]
+        if isinstance(value, tuple):
+            return list(value)
+        return [value] if isinstance(value, Labels) else []
+
     def parameter(self, argument: Any) -> ParameterView | None:
         """The parameter or buffer an argument is, if it is one and still unlabelled."""
         value = self._values.get(argument) if isinstance(argument, fx.Node) else None
