@@ -127,7 +127,7 @@ class Builder:
             if complaint.is_foreign:
                 self.report.error(draft.spec.path, f"{draft.found.name}: {complaint.message}", at_key=True)
             else:
-                soft = not draft.used and complaint.is_target
+                soft = (self.warn_unmatched or not draft.used) and complaint.is_target
                 self._report_at((*draft.spec.path, *complaint.argument), complaint.message, soft=soft)
         if prober.survivor is not None:
             draft.written.adopt(prober.survivor)

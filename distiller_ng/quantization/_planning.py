@@ -12,7 +12,7 @@ from distiller_ng.names import canonical_name
 from distiller_ng.quantization._overrides import Overrides, OverrideTypeError
 from distiller_ng.quantization._plan import PlanRow, QuantPlan
 from distiller_ng.quantization._replacement import check_settings
-from distiller_ng.quantization._weights import is_quantizable, why_not_quantizable
+from distiller_ng.quantization._weights import check_shapes, is_quantizable, why_not_quantizable
 
 if TYPE_CHECKING:
     from distiller_ng.quantization.base import Quantizer
@@ -51,6 +51,8 @@ class Planner:
         model = quantizer.model
         modules = dict(model.named_modules())
         if not is_done:
+            for module in modules.values():
+                check_shapes(module)
             self._check_settings(quantizer, modules)
         rows = [row for name, module in modules.items() if (row := self._row(quantizer, name, module)) is not None]
         extra = quantizer.extra_rows()

@@ -25,6 +25,7 @@ __all__ = [
     "ParamToQuantize",
     "ParameterQuantization",
     "QuantizedWeights",
+    "check_shapes",
     "is_quantizable",
     "quantize_parameter_",
     "why_not_quantizable",
@@ -161,8 +162,7 @@ def quantize_parameter_(module: nn.Module, name: str, how: ParameterQuantization
     Only the instance changes, and of it only the class. Raises :class:`LifecycleError` for a layer without shapes yet
     (``LazyConv2d``) and :class:`ArgumentError` for a parameter it does not have.
     """
-    if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
-        raise LifecycleError(f"{type(module).__name__} has no weights yet: run the model once before quantizing it")
+    check_shapes(module)
     if name not in module._parameters:
         raise ArgumentError(f"{type(module).__name__} has no parameter {name!r}")
     if not isinstance(module, QuantizedWeights):
@@ -195,6 +195,12 @@ def _with_zeros_of(parameter: Tensor, quantized: Tensor) -> Tensor:
         parameter == 0, quantized.detach(), torch.zeros((), dtype=quantized.dtype, device=quantized.device)
     )
     return quantized - shift
+
+
+def check_shapes(module: nn.Module) -> None:
+    """Raise :class:`LifecycleError` for a layer without shapes yet (``LazyConv2d``): it would change its class."""
+    if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
+        raise LifecycleError(f"{type(module).__name__} has no weights yet: run the model once before quantizing it")
 
 
 def is_quantizable(module: nn.Module) -> bool:

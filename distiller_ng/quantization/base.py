@@ -247,6 +247,8 @@ class Quantizer(QuantizerControl, ABC):
                 stacklevel=5,
             )
         for change in changes:
+            if change.original in self.modules_processed:
+                continue  # the second name of a shared module
             self.modules_processed[change.original] = (change.name, change.module)
             mark(change.module, self.config)
             set_bypass(change.module, change.original)
