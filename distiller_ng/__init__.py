@@ -9,6 +9,7 @@ from distiller_ng import (
     config,
     data_loggers,
     directives,
+    knowledge_distillation,
     learning_rate,
     model_summaries,
     models,
@@ -47,13 +48,14 @@ from distiller_ng.errors import (
     ScheduleWarning,
     TargetError,
 )
+from distiller_ng.knowledge_distillation.weights import DistillationLossWeights
 from distiller_ng.ops.masks import (
     create_mask_level_criterion,
     create_mask_sensitivity_criterion,
     create_mask_threshold_criterion,
     mask_tensor,
 )
-from distiller_ng.policies import LRPolicy, PruningPolicy, RegularizationPolicy
+from distiller_ng.policies import KnowledgeDistillationPolicy, LRPolicy, PruningPolicy, RegularizationPolicy
 from distiller_ng.reports import (
     attributes_summary,
     attributes_summary_tbl,
@@ -136,10 +138,12 @@ __all__ = [
     "CompressionScheduler",
     "CompressionSummary",
     "DatasetError",
+    "DistillationLossWeights",
     "DistillerError",
     "ExportError",
     "GraphError",
     "GroupThresholdMixin",
+    "KnowledgeDistillationPolicy",
     "LRPolicy",
     "LifecycleError",
     "LossComponent",
@@ -196,6 +200,7 @@ __all__ = [
     "group_threshold_mask",
     "has_children",
     "is_scalar",
+    "knowledge_distillation",
     "learning_rate",
     "log_activation_statistics",
     "log_model_buffers",

@@ -1,0 +1,47 @@
+"""Knowledge distillation: losses, one a file, teachers, and what a schedule can define (layer 2)."""
+
+from distiller_ng.knowledge_distillation.arguments import add_distillation_args
+from distiller_ng.knowledge_distillation.attention_transfer import AttentionTransfer
+from distiller_ng.knowledge_distillation.base import (
+    DISTILLATION_LOSSES,
+    DistillationLoss,
+    ElementwiseLoss,
+    create_loss,
+)
+from distiller_ng.knowledge_distillation.cache import CachedTeacher, WithSampleIds, cache_teacher
+from distiller_ng.knowledge_distillation.cosine import CosineDistance
+from distiller_ng.knowledge_distillation.cross_entropy import SoftCrossEntropy
+from distiller_ng.knowledge_distillation.distiller import DISTILLERS, Distiller, KnowledgeDistiller
+from distiller_ng.knowledge_distillation.euclidean import EuclideanDistance
+from distiller_ng.knowledge_distillation.fsp import FlowOfSolution
+from distiller_ng.knowledge_distillation.kl_divergence import KLDivergence
+from distiller_ng.knowledge_distillation.l1 import MeanAbsoluteError
+from distiller_ng.knowledge_distillation.mean_squared_error import MeanSquaredError
+from distiller_ng.knowledge_distillation.pkd import PatientDistance
+from distiller_ng.knowledge_distillation.relation import Relation
+from distiller_ng.knowledge_distillation.weights import DistillationLossWeights
+
+__all__ = [
+    "DISTILLATION_LOSSES",
+    "DISTILLERS",
+    "AttentionTransfer",
+    "CachedTeacher",
+    "CosineDistance",
+    "DistillationLoss",
+    "DistillationLossWeights",
+    "Distiller",
+    "ElementwiseLoss",
+    "EuclideanDistance",
+    "FlowOfSolution",
+    "KLDivergence",
+    "KnowledgeDistiller",
+    "MeanAbsoluteError",
+    "MeanSquaredError",
+    "PatientDistance",
+    "Relation",
+    "SoftCrossEntropy",
+    "WithSampleIds",
+    "add_distillation_args",
+    "cache_teacher",
+    "create_loss",
+]

@@ -1,0 +1,188 @@
+"""What a model was given and what it and its layers returned, noted by forward hooks during one step (layer 2).
+
+The hooks are plain and do nothing while their recorder is closed; torch.compile traces them, so they must be there
+before a compiled model's first call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from distiller_ng.errors import LifecycleError
+from distiller_ng.knowledge_distillation.structures import tensors_in
+from distiller_ng.names import unwrap
+from distiller_ng.ops.modules import model_find_module
+
+__all__ = ["Call", "Listener", "Recorder", "ambient_autocast", "is_compiled", "observe"]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One forward pass. ``features`` maps layers to what each returned, once for every time it was called in the pass.
+
+    ``autocast`` is the type autocast computed in, None without it.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    output: Any
+    features: Mapping[str, list[Any]]
+    autocast: torch.dtype | None = None
+
+
+class Recorder:
+    """Collects what hooks see while it is open; a copy or a pickle of it is empty and closed.
+
+    ``needs_grad``: passes without gradients (an evaluation inside a step) are not noted.
+    """
+
+    def __init__(self, needs_grad: bool = False) -> None:
+        self.needs_grad = needs_grad
+        self.is_open = False
+        self.passes: list[tuple[Any, ...]] = []
+        self.features: dict[str, list[Any]] = {}
+
+    def open(self) -> None:
+        """Forget everything and begin to note."""
+        self.clear()
+        self.is_open = True
+
+    def close(self) -> None:
+        """Forget everything and stop."""
+        self.is_open = False
+        self.clear()
+
+    def clear(self) -> None:
+        """Release what was noted."""
+        self.passes = []
+        self.features = {}
+
+    def calls(self) -> list[Call]:
+        """The forward passes noted so far."""
+        return [Call(*noted) for noted in self.passes]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Recorder:
+        return Recorder(self.needs_grad)
+
+    def __reduce__(self) -> tuple[type[Recorder], tuple[bool]]:
+        return Recorder, (self.needs_grad,)
+
+
+class _LayerHook:
+    """Notes what a layer returned."""
+
+    def __init__(self, recorder: Recorder, name: str) -> None:
+        self.recorder = recorder
+        self.name = name
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        recorder = self.recorder
+        if recorder.is_open and (torch.is_grad_enabled() or not recorder.needs_grad):
+            recorder.features.setdefault(self.name, []).append(output)
+
+
+class _ModelHook:
+    """Closes a pass: notes inputs and output of the model, with what its layers returned."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = recorder
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        recorder = self.recorder
+        if recorder.is_open and (torch.is_grad_enabled() or not recorder.needs_grad):
+            autocast = None if torch.compiler.is_compiling() else ambient_autocast(output)
+            recorder.passes.append((args, kwargs, output, recorder.features, autocast))
+            recorder.features = {}
+
+
+class Listener:
+    """The hooks of one recorder on one model: on the model as given, and on the named layers inside it.
+
+    Raises :class:`LifecycleError` from :meth:`refresh` when layers were replaced after a compiled model first ran.
+    """
+
+    def __init__(self, model: nn.Module, recorder: Recorder, layers: Iterable[str] = ()) -> None:
+        self.model = model
+        self.recorder = recorder
+        self._layers = list(dict.fromkeys(name for name in layers if name))
+        self._hooked: dict[str, nn.Module] = {}
+        self._handles: dict[str, RemovableHandle] = {}
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether there are hooks."""
+        return bool(self._handles)
+
+    def install(self) -> None:
+        """Put the hooks in place; again does nothing."""
+        if "" not in self._handles:
+            hook = _ModelHook(self.recorder)
+            self._handles[""] = self.model.register_forward_hook(hook, with_kwargs=True)
+        self.refresh()
+
+    def refresh(self, *, has_run: bool = False) -> None:
+        """Follow layers that were replaced (quantization wraps them); ``has_run``: the model was called before."""
+        for name in self._layers:
+            module = model_find_module(self.model, name)
+            if module is None:
+                raise LifecycleError(f"layer {name!r}, whose output is distilled, is no longer in the model")
+            if self._hooked.get(name) is module:
+                continue
+            if has_run and is_compiled(self.model):
+                raise LifecycleError(
+                    f"layer {name!r} was replaced after the compiled model first ran, which does not see hooks that "
+                    "come later: change the model first, then compile it"
+                )
+            if name in self._handles:
+                self._handles.pop(name).remove()
+            self._handles[name] = module.register_forward_hook(_LayerHook(self.recorder, name))
+            self._hooked[name] = module
+
+    def remove(self) -> None:
+        """Take all hooks away and release what was noted."""
+        for handle in self._handles.values():
+            handle.remove()
+        self._handles, self._hooked = {}, {}
+        self.recorder.close()
+
+
+def observe(model: nn.Module, example: tuple[Any, ...], layers: Iterable[str]) -> Call:
+    """One pass of the bare model over ``example`` in eval mode, without gradients; its modes are given back."""
+    bare = unwrap(model)
+    modes = [(module, module.training) for module in bare.modules()]
+    recorder = Recorder()
+    listener = Listener(bare, recorder, layers)
+    try:
+        bare.eval()
+        listener.install()
+        recorder.open()
+        with torch.no_grad():
+            bare(*example)
+        return recorder.calls()[-1]
+    finally:
+        listener.remove()
+        for module, mode in modes:
+            module.training = mode
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Whether the model, or a module in it, was given to ``torch.compile`` or called its ``compile()``."""
+    return any(
+        isinstance(getattr(module, "_orig_mod", None), nn.Module)
+        or getattr(module, "_compiled_call_impl", None) is not None
+        for module in model.modules()
+    )
+
+
+def ambient_autocast(value: Any) -> torch.dtype | None:
+    """The type that autocast computes in on the device of the first tensor in ``value``; None where it is off."""
+    tensor = next(tensors_in(value), None)
+    if tensor is None or not torch.is_autocast_enabled(tensor.device.type):
+        return None
+    return torch.get_autocast_dtype(tensor.device.type)

@@ -1,0 +1,336 @@
+"""What is distilled from whom, as a schedule defines it, and the terms it adds to the loss (layer 2)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from distiller_ng.errors import ArgumentError, ScheduleWarning, TargetError, did_you_mean
+from distiller_ng.knowledge_distillation.base import DistillationLoss, LossSpec, check_positive, create_loss
+from distiller_ng.knowledge_distillation.capture import Call, is_compiled, observe
+from distiller_ng.knowledge_distillation.pairs import FeaturePair, PairOptions, Place, SpatialWeight, read_pairs
+from distiller_ng.knowledge_distillation.projections import Projections
+from distiller_ng.knowledge_distillation.structures import batch_size
+from distiller_ng.knowledge_distillation.teachers import AutocastType, TeacherSource, read_teachers
+from distiller_ng.knowledge_distillation.terms import Terms, TermSum, add_terms, feature_sides, logits_term
+from distiller_ng.knowledge_distillation.weights import read_loss_weights
+from distiller_ng.names import unwrap
+from distiller_ng.ops.modules import model_find_module
+from distiller_ng.registry import Registry
+
+__all__ = ["DISTILLERS", "Distiller", "KnowledgeDistiller"]
+
+DISTILLERS: Registry[Distiller] = Registry("distiller", "distiller_ng.knowledge_distillation")
+
+_GAP = 10  # teacher's parameters over the student's, above which distillation tends to help less
+
+
+class Distiller:
+    """Base of what ``distillers`` may define; :class:`KnowledgeDistiller` is the general one."""
+
+    name: str
+    #: Whether the policy trains the other model as well.
+    is_mutual: ClassVar[bool] = False
+
+
+@DISTILLERS.register("KnowledgeDistiller", injected=("name", "model", "teachers"))
+class KnowledgeDistiller(Distiller):
+    """Trains a model towards one or more teachers: their logits, the outputs of their layers, or both.
+
+    The loss becomes ``student * L + distill * scale * D + sum gain_i * D_i + teacher * L_t``: ``L`` is the training
+    loop's own loss, ``D`` the distance of the logits (``scale`` is ``T^2`` for KL and CE, else 1), ``D_i`` those of the
+    pairs, ``L_t`` the teacher's loss against the labels.
+
+    Source: Geoffrey Hinton, Oriol Vinyals, Jeff Dean, "Distilling the Knowledge in a Neural Network" (2015),
+    https://arxiv.org/abs/1503.02531; for layers see each loss.
+
+    Args:
+        teacher: a name among ``teachers``, ``self`` (a frozen copy of the model, taken when the policy begins), or
+            ``{ema: 0.999}`` (a moving average of the model); or a list of these.
+        ema: short for ``teacher: {ema: ...}``.
+        teacher_weights: how much each of several teachers counts; they are scaled to sum 1. Default: equally.
+        temperature: divides the logits before the softmax; above 0.
+        loss_weights: ``{distill: 0.7, student: 0.3}``, a list of two or three numbers, or for each ``{epoch: number}``
+            with straight lines in between. Default: 0.5 and 0.5; without a term on logits, student 1.
+        logits: the loss on the models' outputs (KL, CE, MSE, L1, Euclidean, Cosine), or ``none``.
+        output_keys: which of several outputs are compared, e.g. ``[logits]``; ``{student's: teacher's}`` where they
+            have different names.
+        class_dim: dimension of the classes. Default: 1 for four dimensions, else the last.
+        layers: ``{student's layer: teacher's layer}``, or a list; see :func:`read_pairs`.
+        outputs: the same for parts of the models' outputs: ``{hidden_states.3: hidden_states.6}``.
+        loss: of the pairs that do not say one: MSE, L1, Cosine, AT, PKD, FSP, RKD.
+        gain: what the pairs' distances are multiplied by; may change over the epochs like a loss weight.
+        normalize: divide the distance by the size of the teacher's features.
+        spatial_weight: ``none``, or ``attention``: positions count by the teacher's activity. From code, a function.
+        project: bring student features to the teacher's channels by trained layers where they differ.
+        epsilon: added to the teacher's size when normalizing.
+        teacher_input_keys: which of the model's named inputs the teacher is given. Default: all.
+        autocast: the type the teacher is computed in. Default: as the model's own pass.
+
+    Raises :class:`TargetError` for layers that do not exist, with the nearest names. A teacher more than ten times the
+    student's size is a :class:`ScheduleWarning`.
+
+    Example, from logits at temperature 4 and two layers::
+
+        distillers:
+          kd:
+            class: KnowledgeDistiller
+            teacher: resnet56
+            temperature: 4.0
+            loss_weights: {distill: 0.7, student: 0.3}
+            layers: {layer2: layer2, layer3: layer3}
+            loss: AT
+            gain: 100.0
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: nn.Module | None,
+        teachers: Mapping[str, nn.Module] | None = None,
+        *,
+        teacher: Any = None,
+        ema: float | None = None,
+        teacher_weights: Sequence[float] | None = None,
+        temperature: float = 1.0,
+        loss_weights: Any = None,
+        logits: LossSpec | None = "KL",
+        output_keys: Any = None,
+        class_dim: int | None = None,
+        layers: Any = None,
+        outputs: Any = None,
+        loss: LossSpec = "MSE",
+        gain: Any = 1.0,
+        normalize: bool = False,
+        spatial_weight: SpatialWeight = "none",
+        project: bool = True,
+        epsilon: float = 1e-6,
+        teacher_input_keys: Sequence[str] | None = None,
+        autocast: AutocastType | None = None,
+    ) -> None:
+        self.name = name
+        self.temperature = check_positive("temperature", temperature)
+        self.logits: DistillationLoss | None = (
+            None if logits in (None, "none") else _logits_loss(logits, self.temperature, class_dim)
+        )
+        options = PairOptions(
+            loss=loss,
+            gain=gain,
+            normalize=normalize,
+            spatial_weight=spatial_weight,
+            project=project,
+            epsilon=epsilon,
+        )
+        self.pairs = read_pairs(layers, outputs, options)
+        self.loss_weights = read_loss_weights(loss_weights, has_logits=self.logits is not None)
+        if self.logits is None and not self.pairs:
+            raise ArgumentError("nothing to distill: logits is none and there are no layers", argument=("logits",))
+        self.student_keys, self.teacher_keys = _output_keys(output_keys)
+        self.input_keys = _input_keys(teacher_input_keys)
+        if autocast not in (None, "float16", "bfloat16"):
+            raise ArgumentError(f"autocast is float16, bfloat16 or none, got {autocast!r}", argument=("autocast",))
+        self.autocast = autocast
+        if ema is not None and teacher is not None:
+            raise ArgumentError("give either teacher or ema, not both", argument=("ema",))
+        if ema is None and teacher is None:
+            raise ArgumentError(
+                "teacher is missing: a name of file_config(..., teachers={...}), self, or {ema: 0.999}",
+                argument=("teacher",),
+            )
+        written = {"ema": ema} if teacher is None else teacher
+        self.sources = read_teachers(written, teachers or {}, student=model)
+        self.shares = _shares(teacher_weights, len(self.sources))
+        self.projections = Projections()
+        if model is not None:
+            self._check_layers(model)
+            _warn_about_size(model, self.sources)
+
+    # -- what the policy needs --------------------------------------------------------------------------------------
+
+    @property
+    def logits_scale(self) -> float:
+        """What the distance of the logits is multiplied by besides its weight: ``T^2`` for KL and CE."""
+        return 1.0 if self.logits is None else self.logits.scale
+
+    def student_layers(self) -> list[str]:
+        """The student's layers whose outputs are wanted."""
+        return [place.layer for pair in self.pairs for place in pair.student]
+
+    def prepare(self, student: nn.Module) -> None:
+        """Install the teachers' hooks; raises :class:`TargetError` for layers that do not exist."""
+        self._check_layers(student)
+        for source in self.sources:
+            source.prepare(student, [p.layer for pair in self._pairs_of(source) for p in pair.teacher])
+
+    def run_teachers(self, call: Call) -> list[Call]:
+        """Every teacher's pass over the inputs of one pass of the student."""
+        return [source.run(call, input_keys=self.input_keys, autocast=self.autocast) for source in self.sources]
+
+    def discover(self, student: nn.Module, example: tuple[Any, ...]) -> None:
+        """Make the projections that the pairs need, from one pass of student and teachers over ``example``.
+
+        Everything runs in eval mode without gradients; the student's modes are given back.
+        """
+        call = observe(student, example, [*self.student_layers(), *self._own_layers()])
+        taught = []
+        for source in self.sources:
+            if source.module is None:  # a copy of the student that is taken later
+                taught.append(call)
+            else:
+                source.begin(student)
+                taught.append(source.run(call, input_keys=self.input_keys, autocast=self.autocast))
+        for pair in self.pairs:
+            if pair.project:
+                ours, theirs = feature_sides(pair, call, taught[self._source_index(pair)], compiled=False)
+                for mine, target in zip(ours, theirs, strict=True):
+                    for at, (one, other) in enumerate(zip(mine, target, strict=True)):
+                        self._fit(pair, at, one, other)
+
+    def terms(self, calls: Sequence[Call], taught: Sequence[Sequence[Call]], student: nn.Module) -> Terms:
+        """The distances of one step: its passes, weighted by their number of samples."""
+        compiled = bool(self.pairs) and is_compiled(student)
+        total = TermSum()
+        samples = [batch_size(call.output) for call in calls]
+        for call, given, count in zip(calls, taught, samples, strict=True):
+            share = count / sum(samples)
+            if self.logits is not None:
+                keys = (self.student_keys, self.teacher_keys)
+                add_terms(total, "", logits_term(self.logits, call, given, self.shares, self.sources, keys), share)
+            for pair in self.pairs:
+                add_terms(total, pair.name, self._pair_term(pair, call, given, compiled), share)
+        return total.terms()
+
+    # -- internals --------------------------------------------------------------------------------------------------
+
+    def _pair_term(self, pair: FeaturePair, call: Call, given: Sequence[Call], compiled: bool) -> Tensor:
+        ours, theirs = feature_sides(pair, call, given[self._source_index(pair)], compiled=compiled)
+        values = []
+        for mine, target in zip(ours, theirs, strict=True):
+            projected = []
+            for at, (student, teacher) in enumerate(zip(mine, target, strict=True)):
+                if pair.project:
+                    self._fit(pair, at, student, teacher)
+                projected.append(self.projections.apply(_key(pair, at), student))
+            try:
+                values.append(pair.compare(projected, target))
+            except ArgumentError as error:
+                raise ArgumentError(f"{pair.name}: {error}", argument=pair.argument) from None
+        return torch.stack(values).mean()
+
+    def _fit(self, pair: FeaturePair, at: int, student: Tensor, teacher: Tensor) -> None:
+        try:
+            self.projections.fit(_key(pair, at), student, teacher, pair.loss.alignment)
+        except ArgumentError as error:
+            raise ArgumentError(f"{pair.name}: {error}", argument=pair.argument) from None
+
+    def _own_layers(self) -> list[str]:
+        """Layers of teachers that are copies of the student."""
+        own = [source for source in self.sources if source.module is None]
+        return [place.layer for source in own for pair in self._pairs_of(source) for place in pair.teacher]
+
+    def _source_index(self, pair: FeaturePair) -> int:
+        return next(at for at, source in enumerate(self.sources) if pair in self._pairs_of(source))
+
+    def _pairs_of(self, source: TeacherSource) -> list[FeaturePair]:
+        """The pairs a teacher is asked for: those that name it, and for the first those that name none."""
+        is_first = source is self.sources[0]
+        return [pair for pair in self.pairs if pair.source == source.name or (is_first and pair.source is None)]
+
+    def _check_layers(self, model: nn.Module) -> None:
+        names = [source.name for source in self.sources]
+        for pair in self.pairs:
+            if pair.source is not None and pair.source not in names:
+                raise ArgumentError(
+                    f"no teacher of this distiller is called {pair.source!r}. {did_you_mean(pair.source, names)}",
+                    argument=(*pair.argument, "source"),
+                )
+            if pair.source is None and len(names) > 1:
+                raise ArgumentError(
+                    f"{pair.name}: which of the teachers {names}? Write {{teacher: ..., source: {names[0]}}}",
+                    argument=pair.argument,
+                )
+            _check_places(model, pair.student, "student", pair)
+            theirs = self.sources[names.index(pair.source) if pair.source is not None else 0].layers_of(model)
+            _check_places(theirs, pair.teacher, "teacher", pair)
+
+
+def _check_places(model: nn.Module, places: Sequence[Place], whose: str, pair: FeaturePair) -> None:
+    for place in places:
+        if place.layer and model_find_module(model, place.layer) is None:
+            names = [name for name, _ in unwrap(model).named_modules() if name]
+            raise TargetError(
+                f"the {whose} has no layer {place.layer!r}. {did_you_mean(place.layer, names)}",
+                argument=(*pair.argument, whose) if isinstance(pair.argument[-1], int) else pair.argument,
+            )
+
+
+def _key(pair: FeaturePair, at: int) -> str:
+    return pair.name if len(pair.student) == 1 else f"{pair.name} #{at}"
+
+
+def _logits_loss(spec: Any, temperature: float, class_dim: int | None) -> DistillationLoss:
+    try:
+        loss = create_loss(spec, temperature=temperature, class_dim=class_dim)
+    except ArgumentError as error:
+        where = error.argument if error.argument[:1] == ("class_dim",) else ("logits", *error.argument)
+        raise ArgumentError(str(error), argument=where) from None
+    if loss.layers != 1:
+        raise ArgumentError(f"{type(loss).__name__} compares layers, not logits", argument=("logits",))
+    return loss
+
+
+def _output_keys(keys: Any) -> tuple[list[str], list[str]]:
+    """The student's and the teacher's keys."""
+    if keys is None:
+        return [], []
+    if isinstance(keys, str | int) and not isinstance(keys, bool):
+        keys = [keys]
+    pairs = list(keys.items()) if isinstance(keys, Mapping) else [(k, k) for k in keys] if _is_list(keys) else []
+    if not pairs or any(isinstance(k, bool) or not isinstance(k, str | int) for pair in pairs for k in pair):
+        raise ArgumentError(
+            f"output_keys is a list of names or positions, or {{student's: teacher's}}; got {keys!r}",
+            argument=("output_keys",),
+        )
+    return [str(mine) for mine, _ in pairs], [str(theirs) for _, theirs in pairs]
+
+
+def _input_keys(keys: Any) -> list[str]:
+    if keys is None:
+        return []
+    if not _is_list(keys) or not all(isinstance(key, str) for key in keys):
+        raise ArgumentError(f"teacher_input_keys is a list of names, got {keys!r}", argument=("teacher_input_keys",))
+    return list(keys)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _shares(weights: Any, count: int) -> list[float]:
+    if weights is None:
+        return [1 / count] * count
+    if not _is_list(weights) or len(weights) != count:
+        raise ArgumentError(
+            f"teacher_weights needs one number for each of {count} teacher{'s' * (count > 1)}, got {weights!r}",
+            argument=("teacher_weights",),
+        )
+    checked = [check_positive("teacher_weights", weight) for weight in weights]
+    return [weight / sum(checked) for weight in checked]
+
+
+def _warn_about_size(student: nn.Module, sources: Sequence[TeacherSource]) -> None:
+    mine = sum(p.numel() for p in student.parameters())
+    for source in sources:
+        theirs = 0 if source.module is None else sum(p.numel() for p in source.module.parameters())
+        if mine and theirs > _GAP * mine:
+            warnings.warn(
+                f"teacher {source.name!r} has {theirs / mine:.0f} times the student's parameters: over such a gap "
+                "distillation helps less. A teacher of a size in between, itself distilled from the large one, often "
+                "does better: see the teacher assistant in examples/distillation",
+                ScheduleWarning,
+                stacklevel=3,
+            )
