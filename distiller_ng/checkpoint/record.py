@@ -44,6 +44,11 @@ class StructuralTransform(ABC):
         Raises :class:`CheckpointError` when the change does not fit the model, before changing anything.
         """
 
+    @classmethod
+    def found_in(cls, model: nn.Module) -> RecordEntry | None:
+        """The entry of such a change that can be seen on the model itself, so that nobody has to write it down."""
+        return None
+
 
 TRANSFORMS: Registry[StructuralTransform] = Registry("structural transform", "distiller_ng.checkpoint.transforms")
 
@@ -108,6 +113,12 @@ class CompressionRecord:
     ) -> None:
         """Write down a change that was just made; raises :class:`ArgumentError` for values JSON cannot hold."""
         self._entries.append(RecordEntry(transform, dict(config), version, dict(metadata or {})))
+
+    def completed(self, model: nn.Module) -> CompressionRecord:
+        """This record and, after its entries, those of changes that are seen on ``model`` and not in it yet."""
+        known = {entry.transform for entry in self._entries}
+        seen = [t.cls.found_in(model) for t in TRANSFORMS if t.name not in known]
+        return CompressionRecord([*self._entries, *(entry for entry in seen if entry is not None)])
 
     def replay(self, model: nn.Module) -> nn.Module:
         """Make all changes on a fresh model, in order, and return it.

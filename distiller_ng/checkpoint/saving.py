@@ -48,7 +48,8 @@ def save_checkpoint(
         scheduler: masks (packed to bits), the state of every policy, the position and the random generators.
         extras: a dict of plain values and tensors of your own.
         schedule_text: the YAML of the schedule, so that the file alone can be resumed.
-        record: structural changes made to the model; loading makes them again on a fresh one.
+        record: structural changes made to the model; loading makes them again on a fresh one. Those that can be seen
+            on the model (quantization) need not be in it.
 
     The file holds plain data and tensors: ``torch.load(path, weights_only=True)`` reads it. It appears in one step, an
     older file stays whole until then. Raises ``FileNotFoundError`` when ``dir`` does not exist, ``TypeError`` for
@@ -64,7 +65,7 @@ def save_checkpoint(
     content = _content(epoch, arch, model, optimizer, scheduler)
     content["extras"] = plain_data(extras or {}, where="extras")
     content["schedule_text"] = schedule_text
-    content["structure"] = (record or CompressionRecord()).to_json()
+    content["structure"] = (record or CompressionRecord()).completed(unwrap(model)).to_json()
 
     prefix = f"{name}_" if name else ""
     path = folder / f"{prefix}checkpoint.pth.tar"

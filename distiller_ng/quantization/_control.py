@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 from torch import nn
 
 from distiller_ng.errors import CheckpointError, LifecycleError
-from distiller_ng.quantization._activations import pause_, resume_
+from distiller_ng.quantization._activations import PausedModule, pause_, resume_
 from distiller_ng.quantization._configuration import marked_modules
-from distiller_ng.quantization._frozen_batch_norm import batch_norms, freeze_statistics_
+from distiller_ng.quantization._frozen_batch_norm import FrozenStatistics, batch_norms, freeze_statistics_
 from distiller_ng.quantization._weights import ParamQuantizationFn, ParamToQuantize, QuantizedWeights
 
 __all__ = ["QuantizerControl"]
@@ -114,6 +114,20 @@ class QuantizerControl:
         if self.param_quantization_fn is None:
             raise LifecycleError(f"{type(self).__name__} has no param_quantization_fn to quantize parameters with")
         return self.param_quantization_fn
+
+    @staticmethod
+    def switches_of(model: nn.Module) -> dict[str, Any]:
+        """The :meth:`state_dict` of whatever quantizer prepared ``model``, as it can be seen there."""
+        marked = [module for _, module in marked_modules(model)]
+        waits = [
+            not m.quantizes_weights if isinstance(m, QuantizedWeights) else isinstance(m, PausedModule) for m in marked
+        ]
+        observers = [part for module in marked for part in module.modules() if hasattr(part, "observes")]
+        return {
+            "is_enabled": not any(waits),
+            "observes": all(part.observes for part in observers),
+            "bn_is_frozen": any(isinstance(module, FrozenStatistics) for module in batch_norms(model)),
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs beyond the model: whether the quantization acts, and observers observe."""

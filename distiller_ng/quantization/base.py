@@ -32,7 +32,7 @@ from distiller_ng.quantization._weights import (
 from distiller_ng.quantization.q_utils import FP_BKP_PREFIX, QBits
 from distiller_ng.registry import Registry
 
-__all__ = ["QUANTIZERS", "Quantizer"]
+__all__ = ["QUANTIZERS", "Quantizer", "quantization_of"]
 
 QUANTIZERS: Registry[Quantizer] = Registry("quantizer", "distiller_ng.quantization")
 

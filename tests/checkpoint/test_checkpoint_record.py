@@ -55,7 +55,7 @@ def test_damaged_text(text):
 def test_unknown_transform_is_named_before_anything_changes(widen):
     model = nn.Sequential(nn.Linear(2, 2))
     record = CompressionRecord([RecordEntry("widen", {"name": "0", "sizes": [3, 3]}), RecordEntry("teleport")])
-    with pytest.raises(CheckpointError, match=r"'teleport'.*knows: widen"):
+    with pytest.raises(CheckpointError, match=r"'teleport'.*knows: .*widen"):
         record.replay(model)
     assert model[0].in_features == 2
 
