@@ -53,7 +53,8 @@ class _Draft:
 class Builder:
     """Builds components against one model; nothing on the model or the optimizer changes.
 
-    ``extra`` are arguments given from Python, over those of the file. ``warn_unmatched``: targets that match nothing
+    ``extra`` are arguments given from Python, over those of the file; ``teachers`` are what distillers name.
+    ``warn_unmatched``: targets that match nothing
     are left out with a warning instead of being problems.
     """
 
@@ -64,6 +65,7 @@ class Builder:
     extra: Mapping[str, Any] = field(default_factory=dict)
     warn_unmatched: bool = False
     allow_user_classes: bool = False
+    teachers: Mapping[str, nn.Module] = field(default_factory=dict)
 
     def build(self, spec: ComponentSpec, *, used: bool = True) -> Any:
         """The component, or None after its problems were reported.
@@ -114,7 +116,8 @@ class Builder:
         return None
 
     def _injected(self, found: ComponentClass, spec: ComponentSpec) -> dict[str, Any] | None:
-        available = {"name": spec.name, "model": self.model, "optimizer": self.optimizer, **self.extra}
+        own = {"name": spec.name, "model": self.model, "optimizer": self.optimizer, "teachers": self.teachers}
+        available: dict[str, Any] = {**own, **self.extra}
         if "optimizer" in found.injected and available["optimizer"] is None:
             self.report.error(spec.path, f"{found.name} needs an optimizer, but none was given", at_key=True)
             return None

@@ -1,6 +1,6 @@
 """The kinds of components a schedule can define: one entry each, read by everything in this package (layer 4).
 
-A new kind (say, distillers) is one more entry in :data:`KINDS`: its section, the key its policies use, where its
+A new kind is one more entry in :data:`KINDS`: its section, the key its policies use, where its
 classes are found and how a policy is made of one. Nothing else in ``config/`` names a kind.
 """
 
@@ -18,10 +18,12 @@ from distiller_ng.config.signatures import Argument, arguments_of
 from distiller_ng.core.legacy import as_policy
 from distiller_ng.core.policy import Policy
 from distiller_ng.errors import ArgumentError
+from distiller_ng.knowledge_distillation.distiller import DISTILLERS
 from distiller_ng.learning_rate.scheduled import ScheduledLR
 from distiller_ng.learning_rate.table import LRTable, ShadowOptimizer
 from distiller_ng.names import ParameterIndex
 from distiller_ng.policies.extensions import EXTENSIONS
+from distiller_ng.policies.knowledge_distillation import KnowledgeDistillationPolicy
 from distiller_ng.policies.lr import LRPolicy
 from distiller_ng.policies.pruning import PruningArgs, PruningPolicy
 from distiller_ng.policies.quantization import QuantizationPolicy
@@ -156,6 +158,10 @@ def _regularization_policy(regularizer: Any, args: Mapping[str, Any]) -> Policy:
     return RegularizationPolicy(regularizer, **args)
 
 
+def _distillation_policy(distiller: Any, args: Mapping[str, Any]) -> Policy:
+    return KnowledgeDistillationPolicy.of(distiller, **args)
+
+
 def _lr_policy(lr_scheduler: Any, args: Mapping[str, Any]) -> Policy:
     return LRPolicy(lr_scheduler, **args)
 
@@ -227,7 +233,13 @@ _ALL = (
         fit=_fit_quantizer,
         most=1,
     ),
-    Kind(section="distillers", key="distiller", noun="distiller"),
+    Kind(
+        section="distillers",
+        key="distiller",
+        noun="distiller",
+        classes=RegistryTable(DISTILLERS),
+        make_policy=_distillation_policy,
+    ),
     Kind(
         section="extensions",
         key="extension",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, get_args
 
 from torch import nn
@@ -43,6 +43,7 @@ class Options:
     on_unmatched: OnUnmatched = "error"
     example_inputs: ExampleInputsLike | None = None
     allow_user_classes: bool = False
+    teachers: Mapping[str, nn.Module] = field(default_factory=dict)
 
 
 class ScheduleLoader:
@@ -72,6 +73,7 @@ class ScheduleLoader:
             self._report,
             warn_unmatched=self._options.on_unmatched == "warn",
             allow_user_classes=self._options.allow_user_classes,
+            teachers=self._options.teachers,
         )
         # A misspelt policy leaves a definition without use: its mistakes are mistakes all the same.
         is_certain = not self._spec.problems and all(find_instance(self._spec, p) for p in self._spec.policies)
@@ -117,15 +119,15 @@ class ScheduleLoader:
         scheduler = options.scheduler or CompressionScheduler(self._model, example_inputs=options.example_inputs)
         if options.example_inputs is not None:
             scheduler.example_inputs = options.example_inputs
+        if self._optimizer is not None:
+            scheduler.attach(self._optimizer)  # before the policies, which may have parameters to give to it
         first = len(scheduler.schedule)
         with warnings.catch_warnings():  # the checks said them already, with their place
             warnings.simplefilter("ignore", ScheduleWarning)
             for policy in planned:
                 scheduler.add_policy(policy.policy, **_times(policy.spec.timing))
-        if self._optimizer is not None:
-            scheduler.attach(self._optimizer)
-            if options.resumed_epoch is not None:
-                continue_learning_rates_(planned, self._optimizer, options.resumed_epoch)
+        if self._optimizer is not None and options.resumed_epoch is not None:
+            continue_learning_rates_(planned, self._optimizer, options.resumed_epoch)
         if isinstance(scheduler, LoadedScheduler):
             scheduler.restore_saved(first=first, resumed_epoch=options.resumed_epoch)
         return scheduler
@@ -143,6 +145,11 @@ def _check_options(model: nn.Module, optimizer: Optimizer | None, options: Optio
     if options.on_unmatched not in get_args(OnUnmatched):
         hint = did_you_mean(str(options.on_unmatched), get_args(OnUnmatched))
         raise ArgumentError(f"on_unmatched cannot be {options.on_unmatched!r}. {hint}")
+    teachers: Any = options.teachers
+    if not isinstance(teachers, Mapping) or not all(
+        isinstance(name, str) and isinstance(module, nn.Module) for name, module in teachers.items()
+    ):
+        raise ArgumentError(f"teachers maps names to modules, {{'resnet56': module}}; got {teachers!r}")
     epoch = options.resumed_epoch
     if epoch is not None and (isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < -1):
         raise ArgumentError(f"resumed_epoch is the last completed epoch or None, got {epoch!r}")
