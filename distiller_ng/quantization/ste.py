@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["LinearQuantizeSTE", "round_ste"]
+__all__ = ["LinearQuantizeSTE", "mean_sign_ste", "round_ste", "sign_ste"]
 
 
 class LinearQuantizeSTE(torch.autograd.Function):
@@ -49,3 +49,55 @@ def round_ste(values: Tensor) -> Tensor:
     tensor([0., 2.])
     """
     return values + (torch.round(values) - values).detach()
+
+
+def sign_ste(values: Tensor, clip: float = 1.0) -> Tensor:
+    """``sign(values)`` with 1 at 0; the gradient passes where ``|values| <= clip`` (that of a clamp).
+
+    Source: I. Hubara et al., "Binarized Neural Networks", https://arxiv.org/abs/1602.02830.
+
+    >>> sign_ste(torch.tensor([-0.3, 0.0, 4.0]))
+    tensor([-1.,  1.,  1.])
+    """
+    signs: Tensor = _SignSTE.apply(values, clip)  # type: ignore[no-untyped-call]
+    return signs
+
+
+def mean_sign_ste(values: Tensor) -> Tensor:
+    """``sign(values) * mean(|values|)`` with a positive sign at 0; the gradient passes unchanged.
+
+    Source: S. Zhou et al., "DoReFa-Net", https://arxiv.org/abs/1606.06160, equation 7.
+
+    >>> mean_sign_ste(torch.tensor([-1.0, 0.0, 2.0]))
+    tensor([-1.,  1.,  1.])
+    """
+    signs: Tensor = _MeanSignSTE.apply(values)  # type: ignore[no-untyped-call]
+    return signs
+
+
+class _SignSTE(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, clip: float) -> Tensor:
+        ctx.save_for_backward(values)
+        ctx.clip = clip
+        return _signs(values)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        (values,) = ctx.saved_tensors
+        return grads[0] * (values.abs() <= ctx.clip), None
+
+
+class _MeanSignSTE(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        return _signs(values) * values.abs().mean()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return grads[0]
+
+
+def _signs(values: Tensor) -> Tensor:
+    ones = torch.ones_like(values)
+    return torch.where(values >= 0, ones, -ones)
