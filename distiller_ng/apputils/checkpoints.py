@@ -6,7 +6,7 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -74,12 +74,15 @@ def resume_checkpoint(
     schedule_file: PathLike | None = None,
     make_optimizer: Callable[[nn.Module], Optimizer] | None = None,
     reset: bool = False,
+    teachers: Mapping[str, nn.Module] | None = None,
+    add_policies: Callable[[CompressionScheduler], None] | None = None,
 ) -> tuple[nn.Module, CompressionScheduler, Optimizer | None, int]:
     """Continue a run from its checkpoint alone: ``(model, scheduler, optimizer, start_epoch)``, restored exactly.
 
     The schedule is read again from the text the checkpoint holds, or from ``schedule_file``. A different schedule keeps
     the masks and the absolute epoch and begins its own policies. ``make_optimizer`` builds the optimizer where the file
-    has none. ``reset`` keeps only weights and masks: new optimizer, epoch 0.
+    has none. ``reset`` keeps only weights and masks: new optimizer, epoch 0. ``teachers`` are those the schedule
+    names; ``add_policies`` adds what the run had beyond its schedule, before its state is restored.
 
     A loop that calls the hooks itself must call ``scheduler.resume_point.restore_rng()`` before its first epoch.
     Raises what ``load_checkpoint`` and ``file_config`` raise. Example::
@@ -100,11 +103,13 @@ def resume_checkpoint(
     start_epoch = 0 if reset else start_epoch
     resumed = start_epoch - 1 if fresh and start_epoch else None
     text = None if reset else saved.schedule_text
-    scheduler = _schedule(text, model, optimizer, schedule_file, resumed)
+    scheduler = _schedule(text, model, optimizer, schedule_file, resumed, teachers)
     if saved.scheduler_state is None:
-        scheduler = scheduler or masked or CompressionScheduler(model, optimizer=optimizer)
-    else:
-        scheduler = scheduler or CompressionScheduler(model, optimizer=optimizer)
+        scheduler = scheduler or masked
+    scheduler = scheduler or CompressionScheduler(model, optimizer=optimizer)
+    if add_policies is not None:
+        add_policies(scheduler)
+    if saved.scheduler_state is not None:
         _restore(scheduler, saved, exact=not reset)
     return model, scheduler, optimizer, start_epoch
 
@@ -115,15 +120,16 @@ def _schedule(
     optimizer: Optimizer | None,
     schedule_file: PathLike | None,
     resumed_epoch: int | None,
+    teachers: Mapping[str, nn.Module] | None,
 ) -> CompressionScheduler | None:
     if schedule_file is not None:
-        return load_schedule(model, optimizer, schedule_file, resumed_epoch=resumed_epoch)
+        return load_schedule(model, optimizer, schedule_file, resumed_epoch=resumed_epoch, teachers=teachers)
     if text is None:
         return None
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "schedule.yaml"
         path.write_text(text, encoding="utf-8")
-        return load_schedule(model, optimizer, path, resumed_epoch=resumed_epoch)
+        return load_schedule(model, optimizer, path, resumed_epoch=resumed_epoch, teachers=teachers)
 
 
 def _restore(scheduler: CompressionScheduler, saved: Checkpoint, *, exact: bool) -> None:
@@ -142,6 +148,7 @@ def load_schedule(
     schedule_file: PathLike,
     *,
     resumed_epoch: int | None = None,
+    teachers: Mapping[str, nn.Module] | None = None,
 ) -> CompressionScheduler:
     """``file_config`` with the model's own input shape as example input; what is odd about the file is logged."""
     shape = getattr(unwrap(model), "input_shape", None)
@@ -151,7 +158,9 @@ def load_schedule(
         example = (torch.zeros(tuple(shape), device=device),)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ScheduleWarning)
-        scheduler = file_config(model, optimizer, schedule_file, resumed_epoch=resumed_epoch, example_inputs=example)
+        scheduler = file_config(
+            model, optimizer, schedule_file, resumed_epoch=resumed_epoch, example_inputs=example, teachers=teachers
+        )
     for warning in caught:
         logger.warning("%s", warning.message)
     return scheduler

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch.optim import Optimizer
 
 from distiller_ng.apputils.checkpoints import load_lean_checkpoint, load_schedule, resume_checkpoint
 from distiller_ng.apputils.classifier_args import init_classifier_compression_arg_parser
+from distiller_ng.apputils.classifier_distillation import add_distillation_policy, load_teachers
 from distiller_ng.apputils.data_loaders import classification_dataset_str_from_arch, classification_num_classes
 from distiller_ng.checkpoint import read_checkpoint
 from distiller_ng.core.scheduler import CompressionScheduler
@@ -112,19 +114,23 @@ def init_learner(args: argparse.Namespace) -> Learner:
         logger.warning("--resume is deprecated: write --resume-from FILE --reset-optimizer")
         args.resumed_checkpoint_path, args.reset_optimizer = args.deprecated_resume, True
     model = create_model(False, args.dataset, args.arch).to(args.device)
+    teachers = load_teachers(args)
     if args.resumed_checkpoint_path:
-        return _resumed(args, model)
+        return _resumed(args, model, teachers)
     if args.load_model_path:
         load_lean_checkpoint(model, args.load_model_path, args.device)
         logger.info("Loaded weights from %s", args.load_model_path)
     optimizer = None if args.evaluate else make_optimizer(args, model)
     if not args.compress:
-        return Learner(model, CompressionScheduler(model, optimizer=optimizer), optimizer, 0, None)
-    scheduler = load_schedule(model, optimizer, args.compress)
-    return Learner(model.to(args.device), scheduler, optimizer, 0, _text_of(args.compress))
+        scheduler, text = CompressionScheduler(model, optimizer=optimizer), None
+    else:
+        scheduler = load_schedule(model, optimizer, args.compress, teachers=teachers)
+        model, text = model.to(args.device), _text_of(args.compress)
+    add_distillation_policy(args, scheduler, teachers)
+    return Learner(model, scheduler, optimizer, 0, text)
 
 
-def _resumed(args: argparse.Namespace, model: nn.Module) -> Learner:
+def _resumed(args: argparse.Namespace, model: nn.Module, teachers: Mapping[str, nn.Module]) -> Learner:
     path = args.resumed_checkpoint_path
     _, scheduler, optimizer, start_epoch = resume_checkpoint(
         model,
@@ -133,6 +139,8 @@ def _resumed(args: argparse.Namespace, model: nn.Module) -> Learner:
         schedule_file=args.compress or None,
         make_optimizer=None if args.evaluate else lambda model: make_optimizer(args, model),
         reset=args.reset_optimizer,
+        teachers=teachers,
+        add_policies=lambda scheduler: add_distillation_policy(args, scheduler, teachers),
     )
     text = _text_of(args.compress) if args.compress else None
     if text is None and not args.reset_optimizer:

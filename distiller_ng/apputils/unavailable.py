@@ -61,20 +61,6 @@ _SENSE = ("Sensitivity", "sensitivity analysis", (("--sense", None), ("--sense-r
 _STRUCTURE = ("Structure", "thinning", (("--thinnify", 0),))
 _EXPORT = ("Export", "ONNX export", (("--export-onnx", "?"),))
 _SERIALIZED = ("Loading", "layer-wise loading (models are never wrapped here)", (("--load-serialized", 0),))
-_KD = (
-    "Knowledge distillation",
-    "knowledge distillation",
-    (
-        ("--kd-teacher", None),
-        ("--kd-pretrained", 0),
-        ("--kd-resume", None),
-        ("--kd-temperature --kd-temp", None),
-        ("--kd-distill-wt --kd-dw", None),
-        ("--kd-student-wt --kd-sw", None),
-        ("--kd-teacher-wt --kd-tw", None),
-        ("--kd-start-epoch", None),
-    ),
-)
 _EARLY_EXIT = (
     "Early exit",
     "early exit",
@@ -92,7 +78,7 @@ _GREEDY = (
     ),
 )
 _APPLICATION = (_ANALYSIS, _SENSE, _STRUCTURE, _EXPORT, _SERIALIZED, _PTQ)
-_EXAMPLE = (_KD, _EARLY_EXIT, _GREEDY)
+_EXAMPLE = (_EARLY_EXIT, _GREEDY)
 _FEATURES = {"application": _APPLICATION, "lapq": (_LAPQ,), "example": _EXAMPLE}
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 
 from distiller_ng.apputils.unavailable import add_unavailable_arguments
+from distiller_ng.knowledge_distillation import add_distillation_args
+from distiller_ng.models import model_names
 
 
 def add_cmdline_args(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -14,5 +16,6 @@ def add_cmdline_args(parser: argparse.ArgumentParser) -> argparse.ArgumentParser
         action="store_true",
         help="also write a checkpoint of the model before training (for lottery-ticket experiments)",
     )
+    add_distillation_args(parser, model_names(), enable_pretrained=True)
     add_unavailable_arguments(parser, "example")
     return parser

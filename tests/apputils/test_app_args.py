@@ -107,7 +107,6 @@ def test_bad_values_exit_with_code_2(arguments, message, capsys):
         (["--export-onnx"], "ONNX"),
         (["--act-stats", "train", "valid"], "activation statistics"),
         (["--act-hist", "0.1"], "activation statistics"),
-        (["--kd-teacher", "resnet18"], "distillation"),
         (["--greedy"], "greedy"),
         (["--earlyexit_thresholds", "1.0", "0.5"], "early exit"),
     ],
