@@ -21,6 +21,7 @@ from distiller_ng import (
     regularization,
     reports,
     scheduler,
+    summary_graph,
     thresholding,
     utils,
 )
@@ -48,6 +49,7 @@ from distiller_ng.errors import (
     ScheduleWarning,
     TargetError,
 )
+from distiller_ng.graph.summary_graph import SummaryGraph, onnx_name_2_pytorch_name
 from distiller_ng.knowledge_distillation.weights import DistillationLossWeights
 from distiller_ng.ops.masks import (
     create_mask_level_criterion,
@@ -160,6 +162,7 @@ __all__ = [
     "ScheduledTrainingPolicy",
     "ShapeTypeError",
     "StepContext",
+    "SummaryGraph",
     "TargetError",
     "TrainPosition",
     "__version__",
@@ -229,6 +232,7 @@ __all__ = [
     "norm_filters",
     "normalize_module_name",
     "norms",
+    "onnx_name_2_pytorch_name",
     "optimizer_device_name",
     "param_name_2_module_name",
     "policies",
@@ -251,6 +255,7 @@ __all__ = [
     "sparsity_cols",
     "sparsity_matrix",
     "sparsity_rows",
+    "summary_graph",
     "thresholding",
     "to_np",
     "utils",

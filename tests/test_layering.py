@@ -35,6 +35,8 @@ LEVELS = [
         "policy",
         "scheduler",
         "model_summaries",
+        "model_transforms",
+        "summary_graph",
         "compat",
         "",
     },
