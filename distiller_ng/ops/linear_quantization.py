@@ -268,6 +268,9 @@ def dequantize(integers: Tensor, params: QuantizationParameters) -> Tensor:
 def _step(width: Tensor, bins: float) -> Tensor:
     """``width / bins``; 1 where the width is so small that the reciprocal would not be finite."""
     step = width / bins
+    if bins % 1:
+        # Full symmetric range: -width is 127.5 steps from 0 and becomes -128, but a step rounded up would make it -127.
+        step = torch.where(width / step < bins, torch.nextafter(step, torch.zeros_like(step)), step)
     return torch.where(step > torch.finfo(step.dtype).tiny, step, torch.ones_like(step))
 
 
