@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from distiller_ng.errors import ArgumentError, CheckpointError
 from distiller_ng.knowledge_distillation.base import Alignment, without_autocast
 
-__all__ = ["Projections", "average_gradients_", "projection_for"]
+__all__ = ["Projections", "projection_for"]
 
 logger = logging.getLogger(__name__)
 
@@ -183,22 +183,6 @@ def projection_for(key: str, student: Tensor, teacher: Sequence[int], dim: int) 
         drawn = torch.empty(_weight(module).shape, dtype=dtype).uniform_(-bound, bound, generator=generator)
         _weight(module).copy_(drawn)
     return module
-
-
-def average_gradients_(parameters: Sequence[nn.Parameter]) -> None:
-    """Average gradients over all ranks, in place: projections are outside of DistributedDataParallel.
-
-    Averaging twice changes nothing. A missing gradient counts as zeros, so that ranks stay together.
-    """
-    dist = torch.distributed
-    if not parameters or not (dist.is_available() and dist.is_initialized()):
-        return
-    ranks = dist.get_world_size()
-    for parameter in parameters if ranks > 1 else ():
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        dist.all_reduce(parameter.grad)
-        parameter.grad.div_(ranks)
 
 
 def _channels(features: Tensor) -> int:
