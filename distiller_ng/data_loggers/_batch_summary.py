@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["BatchSummary", "accumulator_dtype", "rows_of"]
+__all__ = ["BatchSummary", "Summarizer", "accumulator_dtype", "rows_of"]
 
-_SAMPLED = 4096  # values of one batch that stand for it in the histogram behind the estimate of b
-_LONGEST_ROW = 16384
+_SAMPLED = 2048  # values of one batch that stand for it in the histogram behind the estimate of b
+_PIECE = 1 << 16  # values that are reduced together on a CPU: they and their scratch stay in its cache
 
 
 def accumulator_dtype(device: torch.device) -> torch.dtype:
@@ -41,45 +41,68 @@ def rows_of(tensor: Tensor) -> tuple[Tensor, int]:
 
 @dataclass(frozen=True, slots=True)
 class BatchSummary:
-    """Extremes of each row of a batch, and sums of all around the batch's mean and around a fixed point.
-
-    The mean of one pass in float32 is rounded; ``rest`` holds what it misses, so that mean and squares can be put right
-    in float64 later.
-    """
+    """Extremes of each row of a batch, and sums of all its values around a reference point."""
 
     numel: int
     samples_a_row: int
+    reference: Tensor  # []
     low: Tensor  # [rows]
     high: Tensor  # [rows]
-    mean: Tensor  # [], as are the following
-    rest: Tensor  # sum of (x - mean)
-    squares: Tensor  # sum of (x - mean)^2, in the accumulators' dtype
-    deviation: Tensor  # sum of |x - reference|
-    sample: Tensor  # [at most 4096] of the values, or all of them
+    sums: list[Tensor]  # each []: sum of (x - reference), for a part of the values
+    norms: list[Tensor]  # each [n]: square roots of sums of (x - reference)^2
+    deviations: list[Tensor]  # each []: sum of |x - reference|
+    sample: Tensor  # [at most 2048] of the values, or all of them
 
-    @classmethod
-    def of(cls, tensor: Tensor, reference: Tensor | None = None, *, all_values: bool = False) -> BatchSummary:
-        """Reduce a batch of at least one value; ``reference`` None stands for the batch's own mean."""
+
+class Summarizer:
+    """Makes :class:`BatchSummary` objects; large tensors are taken piece by piece, all reductions while in the cache.
+
+    ``all_values`` keeps every value as the sample.
+    """
+
+    def __init__(self, *, all_values: bool = False) -> None:
+        self.all_values = all_values
+        self._scratch: dict[torch.dtype, Tensor] = {}
+
+    def __call__(self, tensor: Tensor, reference: Tensor | None = None) -> BatchSummary:
+        """Reduce a batch of at least one value; ``reference`` None takes the batch's own mean."""
         rows, samples = rows_of(tensor)
-        low, high = rows.amin(dim=1), rows.amax(dim=1)
-        mean = rows.mean()
-        centred = rows - mean
-        rest, squares = centred.sum(), _sum_of_squares(centred)
-        if reference is not None:
-            centred += mean - reference.to(mean)
-        deviation = centred.abs_().sum()
-        sample = rows.flatten().clone() if all_values else _evenly_spaced(rows)
-        return cls(tensor.numel(), samples, low, high, mean, rest, squares, deviation, sample)
+        point = rows.mean() if reference is None else reference.to(rows)
+        lows, highs, sums, norms, deviations = [], [], [], [], []
+        for piece in self._pieces(rows):
+            lows.append(piece.amin(dim=1))
+            highs.append(piece.amax(dim=1))
+            centred = torch.sub(piece, point, out=self._room_for(piece))
+            sums.append(centred.sum())
+            norms.append(torch.linalg.vector_norm(centred, 2, dim=1))  # of short rows: float32 loses nothing in them
+            deviations.append(centred.abs_().sum())
+        low = _by_row(lows, len(rows)).amin(dim=1)
+        high = _by_row(highs, len(rows)).amax(dim=1)
+        sample = rows.flatten().clone() if self.all_values else _evenly_spaced(rows)
+        return BatchSummary(tensor.numel(), samples, point, low, high, sums, norms, deviations, sample)
+
+    def _pieces(self, rows: Tensor) -> list[Tensor]:
+        """Two-dimensional views that cover ``rows``: some whole rows each, or equally many parts of each row."""
+        elements = rows.shape[1]
+        if rows.device.type != "cpu" or rows.numel() <= _PIECE:
+            return [rows]
+        if elements <= _PIECE:
+            return list(torch.split(rows, max(1, _PIECE // elements)))
+        return [part for row in torch.split(rows, 1) for part in torch.split(row, _PIECE, dim=1)]
+
+    def _room_for(self, piece: Tensor) -> Tensor | None:
+        """Memory for a result of this shape, used again each time; new memory costs more than the arithmetic."""
+        if piece.device.type != "cpu" or piece.numel() > _PIECE:
+            return None
+        if piece.dtype not in self._scratch:
+            with torch.inference_mode(False):
+                self._scratch[piece.dtype] = torch.empty(_PIECE, dtype=piece.dtype)
+        return self._scratch[piece.dtype][: piece.numel()].view(piece.shape)
 
 
-def _sum_of_squares(rows: Tensor) -> Tensor:
-    # A norm of short rows is as fast as one of long rows and, unlike it, does not lose digits of float32 sums.
-    width = rows.shape[1]
-    while width > _LONGEST_ROW and width % 2 == 0:
-        width //= 2
-    norms: Tensor = torch.linalg.vector_norm(rows.reshape(-1, width), 2, dim=1)
-    total: Tensor = norms.to(accumulator_dtype(rows.device)).square().sum()
-    return total
+def _by_row(parts: list[Tensor], rows: int) -> Tensor:
+    """``[rows, parts of a row]``."""
+    return (parts[0] if len(parts) == 1 else torch.cat(parts)).view(rows, -1)
 
 
 def _evenly_spaced(rows: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ __all__ = ["StatsEntry", "TensorStatistics"]
 StatsEntry: TypeAlias = "dict[str, int | float | str]"
 
 _MERGE_BATCHES = 64
-_MERGE_VALUES = 32768
+_MERGE_VALUES = 65536
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +30,8 @@ class _Totals:
     high: Tensor
     low_sum: Tensor  # over samples, of each sample's extremes
     high_sum: Tensor
-    mean: Tensor
-    squares: Tensor  # sum of (x - mean)^2
+    shifted: Tensor  # sum of (x - reference)
+    squares: Tensor  # sum of (x - reference)^2
     deviation: Tensor  # sum of |x - reference|
     numel: int
     samples: int
@@ -42,14 +42,14 @@ class TensorStatistics:
     """Running statistics of the batches of one tensor.
 
     Extremes are exact and averages of extremes weigh every sample alike. Mean and standard deviation (of the
-    population) are merged from the batches' own: T. Chan, G. Golub, R. LeVeque, "Updating Formulae and a Pairwise
-    Algorithm for Computing Sample Variances", http://i.stanford.edu/pub/cstr/reports/cs/tr/79/773/CS-TR-79-773.pdf.
+    population) come from float64 sums of the differences to a fixed ``r``, the mean of the first batch, which keeps all
+    digits: T. Chan, G. Golub, R. LeVeque, "Algorithms for Computing the Sample Variance: Analysis and Recommendations",
+    The American Statistician 37(3), 1983, https://doi.org/10.1080/00031305.1983.10483115.
 
     ``b``, the mean of ``|x - mean|``, needs the mean of everything, which is known last. It is estimated in the same
-    pass: the mean of ``|x - r|`` is kept exactly for a fixed ``r``, the first batch's mean, and the difference that
-    moving ``r`` to the final mean makes is read from a histogram of up to 4096 values of each batch. The difference is
-    small where batches resemble each other, and the histogram is complete where batches are small.
-    :meth:`begin_exact` and a second pass replace the estimate by the exact value.
+    pass: the mean of ``|x - r|`` is kept exactly, and the difference that moving ``r`` to the final mean makes is read
+    from a histogram of up to 2048 values of each batch. The difference is small where batches resemble each other, and
+    the histogram is complete where batches are small. :meth:`begin_exact` and a second pass replace the estimate.
 
     Batches are merged a few dozen at a time, so that no batch waits for the device. Batches ``[[1., 3.]]`` and
     ``[[5., 7.]]`` give min 1, max 7, avg_min 3, avg_max 5, mean 4, std 2.236 and b 2.
@@ -70,7 +70,7 @@ class TensorStatistics:
         """Add a batch that was summarized with this object's ``reference``."""
         self.whole = self.whole and not (tensor.is_floating_point() or tensor.is_quantized)
         if self.shape is None:
-            self.shape, self.reference = tuple(tensor.shape), summary.mean
+            self.shape, self.reference = tuple(tensor.shape), summary.reference
         self._pending.append(summary)
         self._pending_values += summary.sample.numel()
         if len(self._pending) >= _MERGE_BATCHES or self._pending_values >= _MERGE_VALUES:
@@ -82,7 +82,7 @@ class TensorStatistics:
             return
         batches, self._pending, self._pending_values = self._pending, [], 0
         self._totals = _merged(batches, self._totals)
-        sample = torch.cat([batch.sample.to(batches[0].sample) for batch in batches])
+        sample = torch.cat([batch.sample for batch in batches])
         # values that are not finite are reported from the extremes; here they must only not fail
         self._histogram.update(torch.nan_to_num(sample, nan=0.0, posinf=0.0, neginf=0.0))
 
@@ -103,31 +103,37 @@ class TensorStatistics:
         sums = self._totals
         if sums is None or self.shape is None:
             return None
-        spread = (sums.squares / sums.numel).clamp(min=0).sqrt()
+        mean, spread = self._moments(sums)
         averages = [sums.low_sum / sums.samples, sums.high_sum / sums.samples]
+        deviation = self._mean_deviation(sums, mean, spread)
         names = ("min", "max", "avg_min", "avg_max", "mean", "std", "b")
-        values = torch.stack([sums.low, sums.high, *averages, sums.mean, spread, self._mean_deviation(sums)]).tolist()
+        values = torch.stack([sums.low, sums.high, *averages, mean, spread, deviation]).tolist()
         entry: StatsEntry = dict(zip(names, values))
         if self.whole:
             entry["min"], entry["max"] = int(values[0]), int(values[1])
         return {**entry, "shape": size_to_str(self.shape), "total_numel": sums.numel}
 
-    def _mean_deviation(self, sums: _Totals) -> Tensor:
+    def _moments(self, sums: _Totals) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of everything."""
+        moved = sums.shifted / sums.numel
+        mean = moved if self.reference is None else self.reference.to(moved) + moved
+        return mean, (sums.squares / sums.numel - moved.square()).clamp(min=0).sqrt()
+
+    def _mean_deviation(self, sums: _Totals, mean: Tensor, spread: Tensor) -> Tensor:
         if self._exact_numel:
             return torch.stack(self._exact_sums).sum() / self._exact_numel
-        around_reference = sums.deviation / sums.numel
-        if self.reference is None:
-            return around_reference
-        around = self._histogram.mean_absolute_deviation
-        moved = around(sums.mean) - around(self.reference.to(sums.mean))
-        return torch.minimum((around_reference + moved).clamp(min=0), (sums.squares / sums.numel).sqrt())
+        deviation = sums.deviation / sums.numel
+        if self.reference is not None:
+            around = self._histogram.mean_absolute_deviation
+            deviation = deviation + around(mean) - around(self.reference.to(mean))
+        return torch.minimum(deviation.clamp(min=0), spread)  # by Jensen's inequality no more than that
 
     # -- second pass ------------------------------------------------------------------------------------------------
 
     def begin_exact(self) -> None:
         """From now on :meth:`add_exact` measures ``b`` around the mean of everything seen until now."""
         self.flush()
-        self._exact_mean = None if self._totals is None else self._totals.mean
+        self._exact_mean = None if self._totals is None else self._moments(self._totals)[0]
         self._exact_sums, self._exact_numel = [], 0
 
     def add_exact(self, tensor: Tensor) -> None:
@@ -146,27 +152,30 @@ def _merged(batches: Sequence[BatchSummary], before: _Totals | None) -> _Totals:
     """Fold batches into what was merged before, all at once."""
     device = batches[0].low.device if before is None else before.low.device
     dtype = accumulator_dtype(device)
-
-    def wide(parts: Sequence[Tensor]) -> Tensor:
-        return torch.cat([part.reshape(-1).to(device) for part in parts]).to(dtype)
-
-    sizes = torch.tensor([float(batch.numel) for batch in batches], dtype=dtype).to(device)
-    missed = wide([batch.rest for batch in batches]) / sizes
-    means = wide([batch.mean for batch in batches]) + missed
-    squares = wide([batch.squares for batch in batches]) - sizes * missed.square()
-    lows, highs = wide([batch.low for batch in batches]), wide([batch.high for batch in batches])
-    counts = [float(batch.samples_a_row) for batch in batches for _ in range(len(batch.low))]
-    weights = torch.tensor(counts, dtype=dtype).to(device)
-    low_sum, high_sum = (lows * weights).sum(), (highs * weights).sum()
-    deviation = wide([batch.deviation for batch in batches]).sum()
+    lows = torch.cat([batch.low for batch in batches]).to(device=device, dtype=dtype)
+    highs = torch.cat([batch.high for batch in batches]).to(device=device, dtype=dtype)
+    shifted = torch.stack([part for batch in batches for part in batch.sums]).to(device=device, dtype=dtype).sum()
+    norms = torch.cat([part for batch in batches for part in batch.norms]).to(device=device, dtype=dtype)
+    deviations = torch.stack([part for batch in batches for part in batch.deviations])
+    deviation = deviations.to(device=device, dtype=dtype).sum()
+    squares, low, high = norms.square().sum(), lows.amin(), highs.amax()
+    if any(batch.samples_a_row != 1 for batch in batches):
+        weights = [float(batch.samples_a_row) for batch in batches for _ in range(len(batch.low))]
+        each = torch.tensor(weights, dtype=dtype).to(device)
+        lows, highs = lows * each, highs * each
+    low_sum, high_sum = lows.sum(), highs.sum()
     numel = sum(batch.numel for batch in batches)
-    samples = sum(batch.low.numel() * batch.samples_a_row for batch in batches)
-    if before is not None:
-        sizes = torch.cat([sizes, sizes.new_tensor([float(before.numel)])])
-        means, squares = torch.cat([means, before.mean[None]]), torch.cat([squares, before.squares[None]])
-        lows, highs = torch.cat([lows, before.low[None]]), torch.cat([highs, before.high[None]])
-        low_sum, high_sum = low_sum + before.low_sum, high_sum + before.high_sum
-        deviation, numel, samples = deviation + before.deviation, numel + before.numel, samples + before.samples
-    mean = (means * sizes).sum() / numel
-    spread = (squares + sizes * (means - mean).square()).sum()
-    return _Totals(lows.amin(), highs.amax(), low_sum, high_sum, mean, spread, deviation, numel, samples)
+    samples = sum(len(batch.low) * batch.samples_a_row for batch in batches)
+    if before is None:
+        return _Totals(low, high, low_sum, high_sum, shifted, squares, deviation, numel, samples)
+    return _Totals(
+        torch.minimum(low, before.low),
+        torch.maximum(high, before.high),
+        low_sum + before.low_sum,
+        high_sum + before.high_sum,
+        shifted + before.shifted,
+        squares + before.squares,
+        deviation + before.deviation,
+        numel + before.numel,
+        samples + before.samples,
+    )

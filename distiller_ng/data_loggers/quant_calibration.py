@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from distiller_ng.data_loggers._batch_summary import BatchSummary
+from distiller_ng.data_loggers._batch_summary import BatchSummary, Summarizer
 from distiller_ng.data_loggers._inplace import InplaceGuard, disabled_inplace_attributes
 from distiller_ng.data_loggers._tensor_statistics import TensorStatistics
 from distiller_ng.data_loggers._watching import input_tensors, output_tensors, refuse_data_parallel
@@ -77,6 +77,7 @@ class QuantCalibrationStatsCollector(ActivationStatsCollector):
         super().__init__(model, "quant_stats", classes)
         refuse_data_parallel(model)
         self.histograms = histograms
+        self._summarize = Summarizer(all_values=histograms)
         self._guard = InplaceGuard() if inplace_runtime_check else None
         self._inplace_names = tuple(inplace_attr_names) if disable_inplace_attrs else ()
         self._statistics: dict[str, _ModuleStatistics] = {}
@@ -151,11 +152,11 @@ class QuantCalibrationStatsCollector(ActivationStatsCollector):
     def _summary(self, tensor: Tensor, reference: Tensor | None) -> BatchSummary:
         """Of a tensor that was seen already and not written to since: what it was found to be then."""
         if tensor.is_inference():  # such tensors do not tell whether they were written to
-            return BatchSummary.of(tensor, reference, all_values=self.histograms)
+            return self._summarize(tensor, reference)
         known = self._summaries.get(tensor)
         if known is not None and known[0] == tensor._version and known[1] is reference:
             return known[2]  # type: ignore[no-any-return]
-        summary = BatchSummary.of(tensor, reference, all_values=self.histograms)
+        summary = self._summarize(tensor, reference)
         self._summaries[tensor] = (tensor._version, reference, summary)
         return summary
 

@@ -56,7 +56,7 @@ class TensorBoardLogger(DataLogger):
     def log_activation_statistic(
         self, phase: str, stat_name: str, activation_stats: Mapping[str, Any], epoch: int
     ) -> None:
-        """One scalar a layer, tagged ``<statistic>/activations/<phase>/<layer>``; a value for each channel counts with its mean."""
+        """One scalar a layer, tagged ``<statistic>/activations/<phase>/<layer>``; of several channels their mean."""
         for layer, value in activation_stats.items():
             number = float(torch.as_tensor(value, dtype=torch.float32).mean())
             self.tblogger.add_scalar(f"{stat_name}/activations/{phase}/{layer}", number, epoch)
