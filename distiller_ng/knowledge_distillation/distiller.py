@@ -10,8 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from distiller_ng.errors import ArgumentError, ScheduleWarning, TargetError, did_you_mean
-from distiller_ng.knowledge_distillation.base import DistillationLoss, LossSpec, check_positive, create_loss
-from distiller_ng.knowledge_distillation.capture import Call, is_compiled, observe
+from distiller_ng.knowledge_distillation._settings import (
+    read_input_keys,
+    read_logits_loss,
+    read_output_keys,
+    read_shares,
+)
+from distiller_ng.knowledge_distillation.base import LossSpec, check_positive
+from distiller_ng.knowledge_distillation.capture import Call, observe
 from distiller_ng.knowledge_distillation.pairs import FeaturePair, PairOptions, Place, SpatialWeight, read_pairs
 from distiller_ng.knowledge_distillation.projections import Projections
 from distiller_ng.knowledge_distillation.structures import batch_size
@@ -114,9 +120,7 @@ class KnowledgeDistiller(Distiller):
     ) -> None:
         self.name = name
         self.temperature = check_positive("temperature", temperature)
-        self.logits: DistillationLoss | None = (
-            None if logits in (None, "none") else _logits_loss(logits, self.temperature, class_dim)
-        )
+        self.logits = read_logits_loss(logits, self.temperature, class_dim)
         options = PairOptions(
             loss=loss,
             gain=gain,
@@ -129,8 +133,8 @@ class KnowledgeDistiller(Distiller):
         self.loss_weights = read_loss_weights(loss_weights, has_logits=self.logits is not None)
         if self.logits is None and not self.pairs:
             raise ArgumentError("nothing to distill: logits is none and there are no layers", argument=("logits",))
-        self.student_keys, self.teacher_keys = _output_keys(output_keys)
-        self.input_keys = _input_keys(teacher_input_keys)
+        self.student_keys, self.teacher_keys = read_output_keys(output_keys)
+        self.input_keys = read_input_keys(teacher_input_keys)
         if autocast not in (None, "float16", "bfloat16"):
             raise ArgumentError(f"autocast is float16, bfloat16 or none, got {autocast!r}", argument=("autocast",))
         self.autocast = autocast
@@ -143,7 +147,7 @@ class KnowledgeDistiller(Distiller):
             )
         written = {"ema": ema} if teacher is None else teacher
         self.sources = read_teachers(written, teachers or {}, student=model)
-        self.shares = _shares(teacher_weights, len(self.sources))
+        self.shares = read_shares(teacher_weights, len(self.sources))
         self.projections = Projections()
         if model is not None:
             self._check_layers(model)
@@ -185,14 +189,13 @@ class KnowledgeDistiller(Distiller):
                 taught.append(source.run(call, input_keys=self.input_keys, autocast=self.autocast))
         for pair in self.pairs:
             if pair.project:
-                ours, theirs = feature_sides(pair, call, taught[self._source_index(pair)], compiled=False)
+                ours, theirs = self._sides(pair, call, taught, student)
                 for mine, target in zip(ours, theirs, strict=True):
                     for at, (one, other) in enumerate(zip(mine, target, strict=True)):
                         self._fit(pair, at, one, other)
 
     def terms(self, calls: Sequence[Call], taught: Sequence[Sequence[Call]], student: nn.Module) -> Terms:
         """The distances of one step: its passes, weighted by their number of samples."""
-        compiled = bool(self.pairs) and is_compiled(student)
         total = TermSum()
         samples = [batch_size(call.output) for call in calls]
         for call, given, count in zip(calls, taught, samples, strict=True):
@@ -201,13 +204,13 @@ class KnowledgeDistiller(Distiller):
                 keys = (self.student_keys, self.teacher_keys)
                 add_terms(total, "", logits_term(self.logits, call, given, self.shares, self.sources, keys), share)
             for pair in self.pairs:
-                add_terms(total, pair.name, self._pair_term(pair, call, given, compiled), share)
+                add_terms(total, pair.name, self._pair_term(pair, call, given, student), share)
         return total.terms()
 
     # -- internals --------------------------------------------------------------------------------------------------
 
-    def _pair_term(self, pair: FeaturePair, call: Call, given: Sequence[Call], compiled: bool) -> Tensor:
-        ours, theirs = feature_sides(pair, call, given[self._source_index(pair)], compiled=compiled)
+    def _pair_term(self, pair: FeaturePair, call: Call, given: Sequence[Call], model: nn.Module) -> Tensor:
+        ours, theirs = self._sides(pair, call, given, model)
         values = []
         for mine, target in zip(ours, theirs, strict=True):
             projected = []
@@ -220,6 +223,12 @@ class KnowledgeDistiller(Distiller):
             except ArgumentError as error:
                 raise ArgumentError(f"{pair.name}: {error}", argument=pair.argument) from None
         return torch.stack(values).mean()
+
+    def _sides(
+        self, pair: FeaturePair, call: Call, taught: Sequence[Call], student: nn.Module
+    ) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
+        at = self._source_index(pair)
+        return feature_sides(pair, (call, student), (taught[at], self.sources[at].layers_of(student)))
 
     def _fit(self, pair: FeaturePair, at: int, student: Tensor, teacher: Tensor) -> None:
         try:
@@ -270,56 +279,6 @@ def _check_places(model: nn.Module, places: Sequence[Place], whose: str, pair: F
 
 def _key(pair: FeaturePair, at: int) -> str:
     return pair.name if len(pair.student) == 1 else f"{pair.name} #{at}"
-
-
-def _logits_loss(spec: Any, temperature: float, class_dim: int | None) -> DistillationLoss:
-    try:
-        loss = create_loss(spec, temperature=temperature, class_dim=class_dim)
-    except ArgumentError as error:
-        where = error.argument if error.argument[:1] == ("class_dim",) else ("logits", *error.argument)
-        raise ArgumentError(str(error), argument=where) from None
-    if loss.layers != 1:
-        raise ArgumentError(f"{type(loss).__name__} compares layers, not logits", argument=("logits",))
-    return loss
-
-
-def _output_keys(keys: Any) -> tuple[list[str], list[str]]:
-    """The student's and the teacher's keys."""
-    if keys is None:
-        return [], []
-    if isinstance(keys, str | int) and not isinstance(keys, bool):
-        keys = [keys]
-    pairs = list(keys.items()) if isinstance(keys, Mapping) else [(k, k) for k in keys] if _is_list(keys) else []
-    if not pairs or any(isinstance(k, bool) or not isinstance(k, str | int) for pair in pairs for k in pair):
-        raise ArgumentError(
-            f"output_keys is a list of names or positions, or {{student's: teacher's}}; got {keys!r}",
-            argument=("output_keys",),
-        )
-    return [str(mine) for mine, _ in pairs], [str(theirs) for _, theirs in pairs]
-
-
-def _input_keys(keys: Any) -> list[str]:
-    if keys is None:
-        return []
-    if not _is_list(keys) or not all(isinstance(key, str) for key in keys):
-        raise ArgumentError(f"teacher_input_keys is a list of names, got {keys!r}", argument=("teacher_input_keys",))
-    return list(keys)
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str)
-
-
-def _shares(weights: Any, count: int) -> list[float]:
-    if weights is None:
-        return [1 / count] * count
-    if not _is_list(weights) or len(weights) != count:
-        raise ArgumentError(
-            f"teacher_weights needs one number for each of {count} teacher{'s' * (count > 1)}, got {weights!r}",
-            argument=("teacher_weights",),
-        )
-    checked = [check_positive("teacher_weights", weight) for weight in weights]
-    return [weight / sum(checked) for weight in checked]
 
 
 def _warn_about_size(student: nn.Module, sources: Sequence[TeacherSource]) -> None:

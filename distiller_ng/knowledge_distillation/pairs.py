@@ -195,6 +195,8 @@ def _pair(
         if side not in entry:
             raise ArgumentError(f"the {side}'s side is missing", argument=argument)
     settings = {key: entry[key] for key in entry if key not in ("student", "teacher", "source")}
+    if "spatial_weight" in settings and settings["spatial_weight"] is None:
+        settings["spatial_weight"] = "none"
     own = replace(options, **settings)
     loss = check_options(own, argument if settings else ())
     student, teacher = (

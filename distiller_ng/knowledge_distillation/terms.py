@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from distiller_ng.errors import ArgumentError, LifecycleError
 from distiller_ng.knowledge_distillation.base import DistillationLoss
-from distiller_ng.knowledge_distillation.capture import Call
+from distiller_ng.knowledge_distillation.capture import Call, is_compiled
 from distiller_ng.knowledge_distillation.pairs import FeaturePair, Place
 from distiller_ng.knowledge_distillation.structures import find_output, the_logits
 from distiller_ng.knowledge_distillation.teachers import TeacherSource
@@ -75,15 +75,16 @@ def logits_term(
 
 
 def feature_sides(
-    pair: FeaturePair, call: Call, taught: Call, *, compiled: bool
+    pair: FeaturePair, student: tuple[Call, nn.Module], teacher: tuple[Call, nn.Module]
 ) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
     """What a pair compares: for each time the layers ran in the pass, the student's tensors and the teacher's.
 
+    Each side is given as its pass and its model.
     Raises :class:`LifecycleError` for a layer that did not run, and :class:`ArgumentError` for layers that ran a
     different number of times.
     """
-    ours = [_values(place, call, pair, whose="student", compiled=compiled) for place in pair.student]
-    theirs = [_values(place, taught, pair, whose="teacher", compiled=False) for place in pair.teacher]
+    ours = [_values(place, *student, pair, whose="student") for place in pair.student]
+    theirs = [_values(place, *teacher, pair, whose="teacher") for place in pair.teacher]
     counts = {len(values) for values in (*ours, *theirs)}
     if len(counts) != 1:
         raise ArgumentError(
@@ -94,12 +95,12 @@ def feature_sides(
     return [list(values) for values in zip(*ours)], [list(values) for values in zip(*theirs)]
 
 
-def _values(place: Place, call: Call, pair: FeaturePair, *, whose: str, compiled: bool) -> list[Tensor]:
+def _values(place: Place, call: Call, model: nn.Module, pair: FeaturePair, *, whose: str) -> list[Tensor]:
     if not place.layer:
         found = [call.output]
     elif place.layer in call.features:
         found = call.features[place.layer]
-    elif compiled:
+    elif is_compiled(model):
         raise LifecycleError(
             f"nothing was seen of the {whose}'s layer {place.layer!r}: hooks on layers inside a compiled model have to "
             "be there before its first call. Load the schedule (or add the policy) right after torch.compile, before "
