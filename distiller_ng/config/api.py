@@ -21,6 +21,7 @@ from distiller_ng.config.plain import plain_data
 from distiller_ng.config.problems import DICT_SOURCE, Report, file_problem, shown
 from distiller_ng.config.spec import ScheduleSpec
 from distiller_ng.config.structure import read_spec
+from distiller_ng.core.context import Compat
 from distiller_ng.core.scheduler import CompressionScheduler
 from distiller_ng.errors import ArgumentError, listed
 from distiller_ng.graph.inputs import ExampleInputsLike
@@ -40,6 +41,7 @@ def file_config(
     example_inputs: ExampleInputsLike | None = None,
     allow_user_classes: bool = False,
     teachers: Mapping[str, nn.Module] | None = None,
+    compat: Compat | None = None,
 ) -> CompressionScheduler:
     """Load a schedule file for ``model`` and return the scheduler that runs it.
 
@@ -48,8 +50,9 @@ def file_config(
     ``resumed_epoch``: the last epoch of the run that is continued (``start_epoch - 1``); it gives a fresh optimizer the
     learning rates of the next one. ``on_unmatched``: ``"warn"``
     leaves out names that match no parameter. ``example_inputs`` (a tuple) is what components need that follow the
-    model's data flow. ``allow_user_classes`` imports classes given as dotted paths. ``teachers`` are the models that
-    ``distillers`` name: ``{"resnet56": module}``.
+    model's data flow. ``compat="distiller"`` (in the file: ``compat: distiller``) gives unchanged files the
+    ancestor's rule for coupled layers. ``allow_user_classes`` imports classes given as dotted paths. ``teachers`` are
+    the models that ``distillers`` name: ``{"resnet56": module}``.
 
     Raises :class:`ScheduleError` with everything that is wrong, each as ``file:line:column: path: message``; nothing
     on the model or the optimizer has changed then. What is legal but odd is a :class:`ScheduleWarning`. Example::
@@ -57,7 +60,9 @@ def file_config(
         scheduler = distiller.file_config(model, optimizer, "resnet20.schedule_agp.yaml")
     """
     spec = read_schedule(filename)
-    options = Options(scheduler, resumed_epoch, on_unmatched, example_inputs, allow_user_classes, teachers or {})
+    options = Options(
+        scheduler, resumed_epoch, on_unmatched, example_inputs, allow_user_classes, teachers or {}, compat
+    )
     return ScheduleLoader(model, optimizer, spec, options).load()
 
 
@@ -72,6 +77,7 @@ def dict_config(
     example_inputs: ExampleInputsLike | None = None,
     allow_user_classes: bool = False,
     teachers: Mapping[str, nn.Module] | None = None,
+    compat: Compat | None = None,
 ) -> CompressionScheduler:
     """Load a schedule given as a dictionary of the shape a file has; it is not changed.
 
@@ -85,7 +91,9 @@ def dict_config(
     data = plain_data(sched_dict, DICT_SOURCE)
     if not isinstance(data, dict):
         raise file_problem(DICT_SOURCE, f"a schedule is a mapping of sections, got {shown(sched_dict)}", NOWHERE)
-    options = Options(scheduler, resumed_epoch, on_unmatched, example_inputs, allow_user_classes, teachers or {})
+    options = Options(
+        scheduler, resumed_epoch, on_unmatched, example_inputs, allow_user_classes, teachers or {}, compat
+    )
     return ScheduleLoader(model, optimizer, read_spec(data, source=DICT_SOURCE, marks=Marks()), options).load()
 
 

@@ -21,6 +21,7 @@ from distiller_ng.config.problems import Report
 from distiller_ng.config.resume import continue_learning_rates_
 from distiller_ng.config.spec import TIMING_KEYS, ScheduleSpec
 from distiller_ng.config.structure import POLICIES
+from distiller_ng.core.context import Compat, checked_compat
 from distiller_ng.core.scheduler import CompressionScheduler
 from distiller_ng.errors import ArgumentError, ScheduleWarning, did_you_mean
 from distiller_ng.graph.inputs import ExampleInputsLike
@@ -44,6 +45,7 @@ class Options:
     example_inputs: ExampleInputsLike | None = None
     allow_user_classes: bool = False
     teachers: Mapping[str, nn.Module] = field(default_factory=dict)
+    compat: Compat | None = None
 
 
 class ScheduleLoader:
@@ -117,6 +119,9 @@ class ScheduleLoader:
     def _commit(self, planned: Sequence[PlannedPolicy]) -> CompressionScheduler:
         options = self._options
         scheduler = options.scheduler or CompressionScheduler(self._model, example_inputs=options.example_inputs)
+        compat = checked_compat(options.compat) or self._spec.compat
+        if compat is not None:
+            scheduler.compat = compat
         if options.example_inputs is not None:
             scheduler.example_inputs = options.example_inputs
         if self._optimizer is not None:

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from distiller_ng.config.marks import Marks, Path
+from distiller_ng.core.context import Compat
 from distiller_ng.errors import Problem
 
 __all__ = ["TIMING_KEYS", "ComponentSpec", "PolicySpec", "ScheduleSpec"]
@@ -66,7 +67,8 @@ class PolicySpec:
 class ScheduleSpec:
     """A whole schedule: definitions and policies in file order, and what is already known to be wrong with them.
 
-    ``text`` is the source as it was read (None for a dictionary), for checkpoints and reports.
+    ``text`` is the source as it was read (None for a dictionary), for checkpoints and reports. ``compat`` is the
+    scheduler-wide switch for the ancestor's rules.
     """
 
     source: str
@@ -76,6 +78,7 @@ class ScheduleSpec:
     problems: tuple[Problem, ...] = ()
     warnings: tuple[Problem, ...] = ()
     text: str | None = None
+    compat: Compat | None = None
 
     def section(self, name: str) -> Iterator[ComponentSpec]:
         """The definitions of one section, in file order."""
@@ -84,6 +87,8 @@ class ScheduleSpec:
     def as_dict(self) -> dict[str, Any]:
         """The schedule as plain data that ``dict_config`` reads back to an equal schedule."""
         result: dict[str, Any] = {"version": 1}
+        if self.compat is not None:
+            result["compat"] = self.compat
         for component in self.components:
             definition = {"class": component.class_name, **component.args}
             result.setdefault(component.section, {})[component.name] = definition

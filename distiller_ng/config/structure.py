@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, get_args
 
 from distiller_ng.config.kinds import KINDS
 from distiller_ng.config.marks import Marks, Path, as_part
 from distiller_ng.config.problems import Report, shown
 from distiller_ng.config.spec import TIMING_KEYS, ComponentSpec, PolicySpec, ScheduleSpec
+from distiller_ng.core.context import Compat
 from distiller_ng.errors import did_you_mean, listed
 
 __all__ = ["POLICIES", "VERSION", "read_spec"]
 
 POLICIES = "policies"
 VERSION = "version"
+COMPAT = "compat"
 _INSTANCE_KEYS = ("instance_name", "args")
 
 
@@ -30,11 +32,15 @@ def read_spec(data: Mapping[Any, Any], *, source: str, marks: Marks, text: str |
     for key, content in data.items():
         if key in KINDS:
             components += _definitions(key, content, report)
-        elif key not in (POLICIES, VERSION):
-            sections = [*KINDS, POLICIES]
+        elif key not in (POLICIES, VERSION, COMPAT):
+            sections = [*KINDS, POLICIES, COMPAT]
             report.error(
                 (as_part(key),), f"unknown section {str(key)!r}. {did_you_mean(str(key), sections)}", at_key=True
             )
+    compat = data.get(COMPAT)
+    if compat not in (None, *get_args(Compat)):
+        report.error((COMPAT,), f"compat is 'distiller' or left out, got {shown(compat)}")
+        compat = None
     policies = _policies(data.get(POLICIES), report)
     return ScheduleSpec(
         source,
@@ -44,6 +50,7 @@ def read_spec(data: Mapping[Any, Any], *, source: str, marks: Marks, text: str |
         tuple(report.problems),
         tuple(report.warnings),
         text,
+        compat,
     )
 
 

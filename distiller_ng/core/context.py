@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from distiller_ng.core.position import TrainPosition
 from distiller_ng.core.window import PolicyWindow
+from distiller_ng.errors import ArgumentError
+from distiller_ng.graph.changes import removed_entries
 from distiller_ng.graph.dependency import DependencyGraph
 from distiller_ng.graph.provider import ModelGraph
 from distiller_ng.names import ParameterIndex
@@ -19,7 +21,10 @@ from distiller_ng.names import ParameterIndex
 if TYPE_CHECKING:
     from distiller_ng.core.masks import MaskRegistry
 
-__all__ = ["StepContext"]
+__all__ = ["Compat", "StepContext", "checked_compat"]
+
+#: ``distiller``: where the ancestor lost accuracy or precision by rule, do as it did.
+Compat: TypeAlias = Literal["distiller"]
 
 _NO_METRICS: Mapping[str, float] = MappingProxyType({})
 _NO_TENSORS: Mapping[str, Tensor] = MappingProxyType({})
@@ -31,7 +36,8 @@ class StepContext:
 
     ``is_step`` is False for the micro-batches of gradient accumulation that do not begin (``on_minibatch_begin``) or
     complete (``on_minibatch_end``) an optimizer step. ``metrics`` maps ``"min"``/``"max"`` to the values the loop
-    reported. ``ranking_weights`` replaces weights for ranking only (batch-norm folding).
+    reported. ``graph`` follows the model's channels, ``compat`` asks for the ancestor's rules. ``ranking_weights``
+    replaces weights for ranking only (batch-norm folding).
     """
 
     model: nn.Module
@@ -45,6 +51,7 @@ class StepContext:
     is_step: bool = True
     is_last_minibatch: bool = False
     graph: ModelGraph | None = None
+    compat: Compat | None = None
     ranking_weights: Mapping[str, Tensor] = field(default_factory=lambda: _NO_TENSORS)
 
     @property
@@ -56,6 +63,13 @@ class StepContext:
     def dependency(self) -> DependencyGraph:
         """The channel-dependency graph of the model; raises :class:`GraphError` where it cannot be followed."""
         return (self.graph or ModelGraph(self.model)).dependency()
+
+    def removed(self, name: str, dim: int) -> int:
+        """How many entries of a dimension of a parameter thinning has removed so far.
+
+        Levels are relative to the original size, so that pruning again does not compound; Distiller's are not.
+        """
+        return 0 if self.compat == "distiller" else removed_entries(self.model, name, dim)
 
     @property
     def epoch(self) -> int:
@@ -71,3 +85,11 @@ class StepContext:
         """The tensor to rank for the parameter ``name``: its detached data, or the batch-norm folded version."""
         folded = self.ranking_weights.get(name)
         return self.parameters[name].detach() if folded is None else folded
+
+
+def checked_compat(value: Any) -> Compat | None:
+    """``value`` if it is one; raises :class:`ArgumentError` for anything else."""
+    if value not in (None, *get_args(Compat)):
+        raise ArgumentError(f"compat is 'distiller' or left out, got {value!r}", argument=("compat",))
+    checked: Compat | None = value
+    return checked

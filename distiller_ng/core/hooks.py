@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from distiller_ng.core.context import StepContext
+from distiller_ng.core.context import Compat, StepContext, checked_compat
 from distiller_ng.core.entries import ActiveEntries, Entry
 from distiller_ng.core.legacy import ScheduledTrainingPolicy, as_policy
 from distiller_ng.core.lifecycle import Lifecycle
@@ -21,7 +21,7 @@ from distiller_ng.core.position import TrainPosition
 from distiller_ng.core.resume import ResumePoint
 from distiller_ng.core.summary import CompressionSummary, summarize
 from distiller_ng.core.window import PolicyWindow
-from distiller_ng.errors import ArgumentError
+from distiller_ng.errors import ArgumentError, LifecycleError
 from distiller_ng.graph.inputs import ExampleInputsLike
 from distiller_ng.graph.provider import ModelGraph
 from distiller_ng.names import ParameterIndex
@@ -43,6 +43,7 @@ class HookDriver:
         optimizer: Optimizer | None = None,
         example_inputs: ExampleInputsLike | None = None,
         accumulation_steps: int = 1,
+        compat: Compat | None = None,
     ) -> None:
         self.model = model
         self.parameters = ParameterIndex(model)
@@ -53,6 +54,7 @@ class HookDriver:
         self._given_inputs = example_inputs
         self.graph = ModelGraph(model, example_inputs)
         self.accumulation_steps = accumulation_steps
+        self.compat = checked_compat(compat)
         self._entries: list[Entry] = []
         self._lifecycle = Lifecycle()
         self._active = ActiveEntries.of((), 0)
@@ -186,14 +188,16 @@ class HookDriver:
         epoch: int,
         minibatch_id: int,
         minibatches_per_epoch: int,
-        loss: Tensor,
+        loss: Tensor | None,
         optimizer: Optimizer | None = None,
         return_loss_components: bool = False,
     ) -> Tensor | PolicyLoss:
         """The loss after every policy had its say; ``loss`` itself is not changed.
 
         Returns the loss tensor, or with ``return_loss_components`` a :class:`PolicyLoss` with all new components in
-        policy order. With ``accumulation_steps`` above 1, pass the loss divided by it.
+        policy order. With ``accumulation_steps`` above 1, pass the loss divided by it. None is the loss of a minibatch
+        without labels, which is trained on what policies add (distillation) alone; :class:`LifecycleError` if they add
+        nothing.
         """
         if optimizer is not self.optimizer:
             self._see(optimizer)
@@ -202,7 +206,7 @@ class HookDriver:
             self._active = ActiveEntries.of(self._entries, epoch)
         else:
             self._lifecycle.in_minibatch("before_backward_pass", epoch, minibatch_id)
-        if not self._active.listeners["before_backward_pass"]:
+        if loss is not None and not self._active.listeners["before_backward_pass"]:
             return PolicyLoss(loss, []) if return_loss_components else loss
         position = self._locate(epoch, minibatch_id, minibatches_per_epoch)
         total, components = self._fold_loss(loss, position, float(self.accumulation_steps))
@@ -337,11 +341,12 @@ class HookDriver:
         return any(parameter.grad is not None for parameter in self.parameters.values())
 
     def _fold_loss(
-        self, loss: Tensor, position: TrainPosition, accumulation: float
+        self, given: Tensor | None, position: TrainPosition, accumulation: float
     ) -> tuple[Tensor, list[LossComponent]]:
         components: list[LossComponent] = []
+        loss = self._no_loss() if given is None else given
         entries = self._active.listening("before_backward_pass", position)
-        if not entries:
+        if not entries and given is not None:
             return loss, components
         total = loss if accumulation == 1 else loss * accumulation  # policies see the loss at full scale
         for entry in entries:
@@ -349,10 +354,20 @@ class HookDriver:
             if result is not None:
                 components += self.verify_policy_loss(result)
                 total = result.overall_loss
+        if given is None and not total.requires_grad:
+            raise LifecycleError(
+                "the loss is None, and no policy that is active now adds one: a minibatch without labels needs "
+                "distillation (or leave it out)"
+            )
         if accumulation != 1:
             total = total / accumulation
             components = [LossComponent(c.name, c.value / accumulation) for c in components]
         return total, components
+
+    def _no_loss(self) -> Tensor:
+        """0 without a gradient: the loss of a minibatch without labels."""
+        first = next(iter(self.parameters.values()), None)
+        return torch.zeros((), device=None if first is None else first.device)
 
     def _context(self, entry: Entry, position: TrainPosition, **extra: Any) -> StepContext:
         return StepContext(
@@ -364,5 +379,6 @@ class HookDriver:
             optimizer=self.optimizer,
             metrics=self._metrics,
             graph=self.graph,
+            compat=self.compat,
             **extra,
         )

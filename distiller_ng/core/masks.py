@@ -169,6 +169,11 @@ class MaskRegistry(MutableMapping[str, ParameterMasker]):
         self._attached.clear()
 
     @property
+    def optimizers(self) -> list[Optimizer]:
+        """The attached optimizers."""
+        return [optimizer for optimizer, _ in self._attached]
+
+    @property
     def is_attached(self) -> bool:
         """Whether some optimizer projects by itself."""
         return bool(self._attached)

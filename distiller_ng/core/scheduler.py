@@ -93,10 +93,11 @@ class CompressionScheduler(StatefulScheduler):
         done = life.minibatch_id + 1
         return done % self.accumulation_steps == 0 or done == life.minibatches_per_epoch
 
-    def backward(self, loss: Tensor, *, scaler: Any = None) -> Tensor:
+    def backward(self, loss: Tensor | None, *, scaler: Any = None) -> Tensor:
         """Fold ``loss`` through the policies, divide it by the accumulation steps, and run backward.
 
-        ``loss`` is the minibatch's own mean loss, undivided. ``scaler`` may be a ``torch.amp.GradScaler``. Returns the
+        ``loss`` is the minibatch's own mean loss, undivided; None for one without labels, which is trained on what
+        policies add alone. ``scaler`` may be a ``torch.amp.GradScaler``. Returns the
         loss that was differentiated, detached.
         """
         life = self._lifecycle

@@ -56,6 +56,7 @@ class StatefulScheduler(HookDriver):
                 "finished": self._finished,
             },
             "epoch_rng": self._epoch_rng,
+            "example_inputs": self.graph.state_dict(),
             "rng": capture_rng(),
             "generators": self._generator_states(),
         }
@@ -89,6 +90,7 @@ class StatefulScheduler(HookDriver):
         except CheckpointError:
             self.masks.load_state_dict(before)
             raise
+        self.graph.load_state_dict(state.get("example_inputs"))
         self._restore_position(state)
         if self._lifecycle.phase != "idle":
             self._observe_again(state["policies"])

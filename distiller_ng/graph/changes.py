@@ -14,7 +14,7 @@ from torch import nn
 
 from distiller_ng.names import unwrap
 
-__all__ = ["ATTRIBUTE", "changes_of", "record_change", "set_changes"]
+__all__ = ["ATTRIBUTE", "changes_of", "record_change", "removed_entries", "set_changes"]
 
 #: The attribute of the root module that holds the list.
 ATTRIBUTE = "thinning_recipes"
@@ -34,3 +34,9 @@ def changes_of(model: nn.Module) -> list[dict[str, Any]]:
 def set_changes(model: nn.Module, changes: list[dict[str, Any]]) -> None:
     """Replace the list."""
     setattr(unwrap(model), ATTRIBUTE, changes)
+
+
+def removed_entries(model: nn.Module, tensor: str, dim: int) -> int:
+    """How many entries of a dimension thinning has taken from a parameter so far (its canonical name)."""
+    cuts = (cut for change in changes_of(model) for cut in change["config"].get("cuts", ()))
+    return sum(len(removed) for name, cut_dim, removed, _ in cuts if name == tensor and cut_dim == dim)

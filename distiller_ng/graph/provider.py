@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 from torch.utils.hooks import RemovableHandle
@@ -71,6 +73,46 @@ class ModelGraph:
             self._shapes = shapes
         return self._graph
 
+    def state_dict(self) -> dict[str, Any] | None:
+        """The shapes of the example inputs, which are all that decisions depend on; None where none are known."""
+        if self._inputs is None:
+            return None
+        return {"args": _described(list(self._inputs.args)), "kwargs": _described(dict(self._inputs.kwargs))}
+
+    def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
+        """Go on with inputs of the same shapes, unless some are known already."""
+        if state is not None and self._inputs is None:
+            device = next((p.device for p in self._model.parameters()), torch.device("cpu"))
+            args, kwargs = (_made(state[part], device) for part in ("args", "kwargs"))
+            self._inputs = ExampleInputs(tuple(args), kwargs)
+
     def __getstate__(self) -> dict[str, Any]:
         """Copies trace for themselves."""
         return {**self.__dict__, "_watching": None, "_graph": None}
+
+
+def _described(value: Any) -> Any:
+    """A nest with every tensor as ``{tensor: shape, dtype}``; anything that is no plain value as None."""
+    if isinstance(value, Tensor):
+        return {"tensor": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
+    if isinstance(value, Mapping):
+        return {"mapping": {str(key): _described(item) for key, item in value.items()}}
+    if isinstance(value, tuple | list):
+        return {"tuple" if isinstance(value, tuple) else "list": [_described(item) for item in value]}
+    return {"value": value if isinstance(value, bool | int | float | str) else None}
+
+
+def _made(state: Mapping[str, Any], device: torch.device) -> Any:
+    """A nest of tensors of the described shapes."""
+    if "tensor" in state:
+        dtype = getattr(torch, state["dtype"])
+        shape = tuple(state["tensor"])
+        if not dtype.is_floating_point:
+            return torch.zeros(shape, dtype=dtype, device=device)
+        return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+    if "mapping" in state:
+        return {key: _made(item, device) for key, item in state["mapping"].items()}
+    for kind in (tuple, list):
+        if kind.__name__ in state:
+            return kind(_made(item, device) for item in state[kind.__name__])
+    return state["value"]

@@ -7,8 +7,10 @@ came from, which is what error messages and names are made of. Nothing on the mo
 from __future__ import annotations
 
 import contextlib
+import functools
 import traceback
 import warnings
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,10 @@ from distiller_ng.names import canonical_name, unwrap
 __all__ = ["TracedModel", "evaluating", "trace"]
 
 _TORCH = str(Path(torch.__file__).parent)
+#: Parts of this library whose forward hooks only look.
+_OBSERVERS = tuple(
+    f"distiller_ng.{part}" for part in ("pruning", "data_loggers", "knowledge_distillation", "graph", "policies")
+)
 _OURS = str(Path(__file__).parent.parent)
 
 
@@ -120,15 +126,28 @@ def arguments(node: fx.Node) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Every module in eval mode inside, back in its own mode after."""
-    modes = {module: module.training for module in model.modules()}
-    for module in modes:
+    """Every module in eval mode inside, and none of our own observers listening; all as before after."""
+    before = {m: (m.training, m._forward_hooks, m._forward_pre_hooks) for m in model.modules()}
+    for module in before:
         module.training = False
+        module._forward_hooks = _without_observers(module._forward_hooks)
+        module._forward_pre_hooks = _without_observers(module._forward_pre_hooks)
     try:
         yield
     finally:
-        for module, mode in modes.items():
-            module.training = mode
+        for module, (mode, hooks, pre_hooks) in before.items():
+            module.training, module._forward_hooks, module._forward_pre_hooks = mode, hooks, pre_hooks
+
+
+def _without_observers(hooks: Mapping[int, Any]) -> OrderedDict[int, Any]:
+    """Hooks but for those with which this library collects statistics: passes of ours must not count."""
+    return OrderedDict((key, hook) for key, hook in hooks.items() if not _home_of(hook).startswith(_OBSERVERS))
+
+
+def _home_of(hook: Any) -> str:
+    while isinstance(hook, functools.partial):
+        hook = hook.func
+    return str(getattr(hook, "__module__", ""))
 
 
 def trace(model: nn.Module, example_inputs: ExampleInputsLike) -> TracedModel:

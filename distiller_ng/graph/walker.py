@@ -97,6 +97,8 @@ class Walker:
                 self._values[node] = self._placeholder(node)
             elif node.op == "call_function":
                 self._step(node)
+            elif node.op == "get_attr":
+                self._values[node] = self.unlabelled(node)
         for node in self.traced.outputs:
             for labels in self.all_labels(node):
                 self.coupling.fix(labels.array, "it is part of the model's output")

@@ -16,6 +16,7 @@ from distiller_ng.core.window import PolicyWindow
 from distiller_ng.errors import ArgumentError, did_you_mean
 from distiller_ng.graph.module_flow import batch_norm_pairs, fold_batch_norm_weights
 from distiller_ng.names import ParameterIndex
+from distiller_ng.policies._group_masks import GroupMasks
 from distiller_ng.pruning.base import DEFAULT_TARGET, Pruner
 from distiller_ng.pruning.legacy import as_pruner
 
@@ -36,7 +37,10 @@ class PruningArgs:
 
     Ours, not Distiller's: ``zero_masked_gradients`` zeroes gradients of masked weights whatever the backend, so that
     gradient clipping does not count dead weights; ``reset_optimizer_state`` zeroes the optimizer's state of weights
-    that change between pruned and live (default: what the pruner says, off for Distiller's pruners).
+    that change between pruned and live (default: what the pruner says, off for Distiller's pruners). ``mask_group``:
+    a masked filter or channel takes everything with it that belongs to it (bias, norm, coupled layers, the next layers'
+    inputs), decided once for coupled layers, so that the model that trains is the one that remains after thinning; by
+    default wherever the model's channels can be followed, with ``true`` it is an error where they cannot.
     """
 
     levels: float | Mapping[str, float] | None = None
@@ -50,6 +54,7 @@ class PruningArgs:
     fold_batchnorm: bool = False
     zero_masked_gradients: bool = False
     reset_optimizer_state: bool | None = None
+    mask_group: bool | None = None
 
     def __post_init__(self) -> None:
         frequency = self.mini_batch_pruning_frequency
@@ -99,6 +104,7 @@ class PruningPolicy(Policy):
         self.classes, self.layers = classes, layers
         self._initialized = False
         self._norms: dict[str, str] | None = None  # batch norm behind each layer, with fold_batchnorm
+        self._grouping = GroupMasks(self.pruner, self.args.mask_group is True)
         self._decides_at: int | None = None  # optimizer step of the first epoch, with skip_first_minibatch
 
     # -- hooks ------------------------------------------------------------------------------------------------------
@@ -125,8 +131,13 @@ class PruningPolicy(Policy):
         masks: dict[str, Tensor] = {}
         for group in pruner.groups(ctx.parameters):
             masks.update(pruner.compute_masks(group, ctx))
-        reset = self.args.reset_optimizer_state
-        for name, mask in broadcast_masks(masks).items():
+        masks = broadcast_masks(masks)
+        self._set(ctx, self._grouping.extend(ctx, masks) if self._masks_groups(ctx) else masks)
+        pruner.update_weights_(ctx)
+
+    def _set(self, ctx: StepContext, masks: Mapping[str, Tensor]) -> None:
+        pruner, reset = self.pruner, self.args.reset_optimizer_state
+        for name, mask in masks.items():
             ctx.masks.set(
                 name,
                 mask,
@@ -134,7 +145,19 @@ class PruningPolicy(Policy):
                 binary=pruner.binary_masks,
                 reset_state=pruner.resets_optimizer_state if reset is None else reset,
             )
-        pruner.update_weights_(ctx)
+
+    def _masks_groups(self, ctx: StepContext) -> bool:
+        """Whether masks extend to whole groups: never by the ancestor's rules, or where masks come and go."""
+        if ctx.compat == "distiller" or self.args.mask_group is False:
+            return False
+        passing = self._is_forward_only or self.args.discard_masks_at_minibatch_end or not self.pruner.binary_masks
+        return self._grouping.is_structural and not passing
+
+    def before_backward_pass(self, ctx: StepContext) -> None:
+        """Extend masks that were decided before it was known what the model is called with."""
+        waiting = self._grouping.late(ctx)
+        if waiting:
+            self._set(ctx, waiting)
 
     def on_minibatch_begin(self, ctx: StepContext) -> None:
         """Decide again where that is due, and mask the forward-only backends."""
@@ -169,7 +192,7 @@ class PruningPolicy(Policy):
                 masker.revert_weights(ctx.parameters[name])
                 masker.use_double_copies = masker.mask_on_forward_only = False
         if self.pruner.releases_at_window_end:
-            ctx.masks.release(self.pruner.owner, self.pruner.names)
+            ctx.masks.release(self.pruner.owner)
         self._mask_gradients(ctx, False)
         ctx.masks.apply_changes_()
 
@@ -204,6 +227,8 @@ class PruningPolicy(Policy):
             return args.discard_masks_at_minibatch_end
         if hook == "on_epoch_end":
             return args.mask_gradients
+        if hook == "before_backward_pass":
+            return args.mask_group is not False and self._grouping.is_structural
         return super().listens_to(hook)
 
     # -- checks and state -------------------------------------------------------------------------------------------
@@ -233,6 +258,7 @@ class PruningPolicy(Policy):
             "initialized": self._initialized,
             "decides_at": self._decides_at,
             "pruner": self.pruner.state_dict(),
+            "group_masks": self._grouping.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -240,6 +266,7 @@ class PruningPolicy(Policy):
         self._initialized = bool(state["initialized"])
         self._decides_at = state["decides_at"]
         self.pruner.load_state_dict(state["pruner"])
+        self._grouping.load_state_dict(state.get("group_masks", {}))
 
     # -- internals --------------------------------------------------------------------------------------------------
 

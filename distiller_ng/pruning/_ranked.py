@@ -110,6 +110,23 @@ class StructurePruner(LevelPruner):
             return [MaskGroup(tuple(self.names))] if self.names else []
         return super().groups(parameters)
 
+    def structure_dim(self, name: str) -> int | None:
+        """Filters are dimension 0, channels 1; rows and blocks are nothing that could be removed."""
+        if self.structures.group_type in FILTER_GROUPS:
+            return 0
+        return 1 if self.structures.group_type == "Channels" else None
+
+    def level(self, name: str, ctx: StepContext) -> float | None:
+        """The level, relative to how many structures the tensor had before any were physically removed."""
+        level, dim = super().level(name, ctx), self.structure_dim(name)
+        gone = 0 if dim is None or not level else ctx.removed(name, dim)
+        if level is None or not gone:
+            return level
+        left = self.structures.count(ctx.parameters[name])
+        count = structures_to_prune(left + gone, level, self.structures.group_size, self.rounding_fn) - gone
+        slack = -0.25 if self.rounding_fn is math.ceil else 0.25  # whatever rounds it finds the count again
+        return min((count + slack) / left, 1.0) if count > 0 else 0.0
+
     def structures_of(self, name: str) -> int | None:
         """How many groups of structures a pattern sees."""
         if self._parameters is None:

@@ -153,6 +153,13 @@ class Pruner(ABC):
     def check_parameter(self, name: str, parameter: Tensor, target: Target) -> None:
         """Refuse a targeted parameter this pruner cannot prune; raises :class:`TargetError` at ``target.argument``."""
 
+    def structure_dim(self, name: str) -> int | None:
+        """The dimension of a parameter whose entries this pruner masks whole (filters, channels); None for others.
+
+        Policies extend such masks to everything that belongs to the same channel (``mask_group``).
+        """
+        return None
+
     @property
     def names(self) -> list[str]:
         """Canonical names of the parameters this pruner masks; empty before :meth:`bind`."""

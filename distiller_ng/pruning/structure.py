@@ -85,6 +85,10 @@ class StructureParameterPruner(ThresholdPruner):
         except ArgumentError as error:
             raise TargetError(f"{name}: {error}", argument=(*target.argument, 1)) from None
 
+    def structure_dim(self, name: str) -> int | None:
+        """Filters are dimension 0, channels 1; kernels, rows and columns are nothing that could be removed."""
+        return {"3D": 0, "Filters": 0, "Channels": 1}.get(self.reg_regims[self.target_of(name)][1])
+
     def threshold(self, name: str, group: MaskGroup, ctx: StepContext) -> float:
         """What ``reg_regims`` says."""
         return self.reg_regims[self.target_of(name)][0]

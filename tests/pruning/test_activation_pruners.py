@@ -1,6 +1,7 @@
 """Activation pruners: where they look, what they average, when they may decide, how they resume."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from distiller_ng.core.scheduler import CompressionScheduler
 from distiller_ng.core.window import PolicyWindow
 from distiller_ng.errors import ArgumentError, CalibrationError, ScheduleWarning, TargetError
+from distiller_ng.graph.provider import ModelGraph
 from distiller_ng.names import ParameterIndex
 from distiller_ng.policies import PruningPolicy
 from distiller_ng.pruning import ActivationAPoZRankedFilterPruner, ActivationMeanRankedFilterPruner
@@ -139,7 +141,7 @@ def test_a_shared_activation_is_told_apart(example_inputs):
     pruner = MEAN("p", "Filters", 0.5, ["conv1.weight", "conv2.weight"])
     pruner.bind(ParameterIndex(model))
     ctx = context(model)
-    object.__setattr__(ctx, "example_inputs", example_inputs)
+    ctx = dataclasses.replace(ctx, graph=ModelGraph(model, example_inputs))
     pruner.start_observing(ctx)
     with torch.no_grad():
         model(x)

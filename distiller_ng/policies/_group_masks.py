@@ -1,0 +1,97 @@
+"""Masks of filters and channels, extended to everything that belongs to them (layer 3)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from distiller_ng.core.context import StepContext
+from distiller_ng.errors import GraphError
+from distiller_ng.graph.dependency import DependencyGraph
+from distiller_ng.pruning.base import Pruner
+from distiller_ng.pruning.groups import expand_to_groups
+
+__all__ = ["GroupMasks"]
+
+logger = logging.getLogger(__name__)
+
+
+class GroupMasks:
+    """Extends one pruner's masks to whole dependency groups; ``required``: it is an error where that cannot be done.
+
+    Where nobody said what the model is called with, the inputs of the next forward pass are used, and the masks wait
+    for it (:meth:`late`).
+    """
+
+    def __init__(self, pruner: Pruner, required: bool) -> None:
+        self._pruner, self._required = pruner, required
+        self._waiting: dict[str, Tensor] = {}
+        self._given_up = False
+
+    @property
+    def is_structural(self) -> bool:
+        """Whether the pruner masks anything whole."""
+        return any(self._pruner.structure_dim(name) is not None for name in self._pruner.names)
+
+    def extend(self, ctx: StepContext, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """``masks``, and those of everything that belongs to the same channels."""
+        if self._given_up or ctx.graph is None or not masks:
+            return dict(masks)
+        if not ctx.graph.is_ready:
+            ctx.graph.watch()
+            self._waiting = dict(masks)
+            return dict(masks)
+        self._waiting = {}
+        graph = self._graph(ctx)
+        if graph is None:
+            return dict(masks)
+        followed = {name: mask for name, mask in masks.items() if self._can_follow(graph, name)}
+        dims = {name: dim for name in followed if (dim := self._pruner.structure_dim(name)) is not None}
+        return {**masks, **expand_to_groups(graph, followed, dims, {name: ctx.weight(name) for name in followed})}
+
+    def late(self, ctx: StepContext) -> dict[str, Tensor]:
+        """The extended masks that waited for a forward pass, once there was one."""
+        if not self._waiting or ctx.graph is None or not ctx.graph.is_ready:
+            return {}
+        masks, self._waiting = self._waiting, {}
+        return self.extend(ctx, masks)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Masks that wait for a forward pass, and whether following the model has failed."""
+        return {"waiting": dict(self._waiting), "given_up": self._given_up}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore :meth:`state_dict`."""
+        self._waiting = dict(state.get("waiting", {}))
+        self._given_up = bool(state.get("given_up", False))
+
+    def _graph(self, ctx: StepContext) -> DependencyGraph | None:
+        try:
+            return ctx.dependency()
+        except GraphError as error:
+            if self._required:
+                raise
+            self._given_up = True
+            logger.warning(
+                "pruner %r masks weights alone, because the model cannot be followed: %s. Write mask_group: false to "
+                "have it so",
+                self._pruner.owner,
+                error,
+            )
+            return None
+
+    def _can_follow(self, graph: DependencyGraph, name: str) -> bool:
+        dim = self._pruner.structure_dim(name)
+        if dim is None:
+            return False
+        try:
+            if not graph.removable(name, dim).any():  # a layer whose channels all have to stay is masked by itself
+                graph.check(graph.channels_of(name, dim).tolist(), name)
+        except GraphError:
+            if self._required:
+                raise
+            return False
+        return True
