@@ -17,7 +17,13 @@ from distiller_ng.apputils.data_loaders import load_data as load_image_data
 from distiller_ng.apputils.meters import ClassificationMeter, ConfusionMatrix
 from distiller_ng.core.policy import PolicyLoss
 from distiller_ng.core.scheduler import CompressionScheduler
-from distiller_ng.data_loggers import DataLogger, PythonLogger, log_training_progress
+from distiller_ng.data_loggers import (
+    DataLogger,
+    PythonLogger,
+    collectors_context,
+    log_activation_statistics,
+    log_training_progress,
+)
 from distiller_ng.errors import DistillerError
 from distiller_ng.ops.modules import model_device
 from distiller_ng.ops.weights import model_sparsity
@@ -175,10 +181,17 @@ def test(
     activations_collectors: Any = None,
     args: argparse.Namespace | None = None,
 ) -> Scores:
-    """Measure the model on the test set: ``(top1, top5, mean loss)``. ``activations_collectors`` must be None."""
-    del activations_collectors
+    """Measure the model on the test set: ``(top1, top5, mean loss)``.
+
+    ``activations_collectors``, from ``create_activation_stats_collectors``, collect if they have the phase ``"test"``.
+    """
     logger.info("--- test ---------------------")
-    return _evaluate(test_loader, model, criterion, loggers, args or argparse.Namespace(), -1)
+    wanted = args or argparse.Namespace()
+    with collectors_context((activations_collectors or {}).get("test", {})) as collectors:
+        scores = _evaluate(test_loader, model, criterion, loggers, wanted, -1)
+    if collectors:
+        log_activation_statistics(-1, "test", _listed(loggers), collectors["sparsity_ofm"])
+    return scores
 
 
 def evaluate_model(

@@ -1,7 +1,7 @@
 """The image-classification application: train, compress, evaluate, resume (layer 5).
 
 ``ClassifierCompressor`` has Distiller's attributes and methods, and the module has its functions, so that scripts
-written as ``import distiller.apputils.image_classifier as classifier`` go on working.
+written as ``import distiller.apputils.image_classifier as classifier`` go on working; hence the length of this file.
 """
 
 from __future__ import annotations
@@ -11,12 +11,18 @@ import copy
 import logging
 import os
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from distiller_ng.apputils import classifier_loops as loops
+from distiller_ng.apputils.classifier_activations import (
+    activations_watched,
+    acts_histogram_collection,
+    acts_quant_stats_collection,
+)
 from distiller_ng.apputils.classifier_args import init_classifier_compression_arg_parser
 from distiller_ng.apputils.classifier_loops import evaluate_model, load_data, test, train, validate
 from distiller_ng.apputils.classifier_setup import infer_implicit_args_, init_learner, set_up_device_, set_up_seeds
@@ -32,16 +38,26 @@ from distiller_ng.apputils.run_results import (
 from distiller_ng.apputils.trackers import PerformanceRecord, SparsityAccuracyTracker
 from distiller_ng.checkpoint import read_checkpoint
 from distiller_ng.core.summary import CompressionSummary
-from distiller_ng.data_loggers import DataLogger, log_training_progress, log_weights_sparsity
+from distiller_ng.data_loggers import (
+    DataLogger,
+    create_activation_stats_collectors,
+    log_training_progress,
+    log_weights_sparsity,
+    save_collectors_data,
+)
 from distiller_ng.errors import ArgumentError
 from distiller_ng.ops.weights import model_sparsity
 from distiller_ng.reports import masks_sparsity_tbl_summary, weights_sparsity_tbl_summary
 
 __all__ = [
     "ClassifierCompressor",
+    "acts_histogram_collection",
+    "acts_quant_stats_collection",
+    "create_activation_stats_collectors",
     "evaluate_model",
     "init_classifier_compression_arg_parser",
     "load_data",
+    "save_collectors_data",
     "test",
     "train",
     "validate",
@@ -56,7 +72,7 @@ class ClassifierCompressor:
     ``args`` is what :func:`init_classifier_compression_arg_parser` parsed (missing values take their defaults); it is
     copied. ``script_dir`` is where a ``logging.conf`` may lie; None logs to no folder. Attributes: ``args``, ``model``,
     ``optimizer``, ``compression_scheduler``, ``start_epoch``, ``ending_epoch``, ``criterion``, ``pylogger``,
-    ``tflogger``, ``performance_tracker``, ``data_loaders``, ``results``, ``logdir``.
+    ``tflogger``, ``performance_tracker``, ``data_loaders``, ``activations_collectors``, ``results``, ``logdir``.
 
     Raises the typed errors of what the arguments name; nothing has been trained then. Example::
 
@@ -80,6 +96,7 @@ class ClassifierCompressor:
         self.train_loader: Any = None
         self.val_loader: Any = None
         self.test_loader: Any = None
+        self.activations_collectors = create_activation_stats_collectors(self.model, *self.args.activation_stats)
         self.performance_tracker = SparsityAccuracyTracker(self.args.num_best_scores)
         self.results = RunResults(self._facts())
         self._epoch = self.start_epoch - 1  # the last one that was finished
@@ -160,16 +177,17 @@ class ClassifierCompressor:
         self.load_datasets()
         if self.optimizer is None:
             raise ArgumentError("this run only evaluates (--evaluate): it has no optimizer to train with")
-        scores = train(
-            self.train_loader,
-            self.model,
-            self.criterion,
-            self.optimizer,
-            epoch,
-            self.compression_scheduler,
-            self.loggers,
-            self.args,
-        )
+        with self._watched("train", epoch):
+            scores = train(
+                self.train_loader,
+                self.model,
+                self.criterion,
+                self.optimizer,
+                epoch,
+                self.compression_scheduler,
+                self.loggers,
+                self.args,
+            )
         if verbose:
             tables = [one for one in self.loggers if self.args.verbose or one is not self.pylogger]
             log_weights_sparsity(self.model, epoch, tables)
@@ -181,7 +199,9 @@ class ClassifierCompressor:
     def validate_one_epoch(self, epoch: int, verbose: bool = True) -> loops.Scores:
         """Measure on the validation set: ``(top1, top5, mean loss)``; ``verbose`` also logs it to the files."""
         self.load_datasets()
-        top1, top5, loss = validate(self.val_loader, self.model, self.criterion, [self.pylogger], self.args, epoch)
+        with self._watched("valid", epoch):
+            scores = validate(self.val_loader, self.model, self.criterion, [self.pylogger], self.args, epoch)
+        top1, top5, loss = scores
         if verbose:
             self._log("Performance/Validation/", {"Loss": loss, "Top1": top1, "Top5": top5}, epoch)
         return top1, top5, loss
@@ -279,7 +299,8 @@ class ClassifierCompressor:
     def test(self) -> loops.Scores:
         """Measure on the test set: ``(top1, top5, mean loss)``; after training also writes the run's results."""
         self.load_datasets()
-        after = self._test_scores(self._epoch)
+        with self._watched("test", -1):
+            after = self._test_scores(self._epoch)
         self.results.after = after
         self._log("Performance/Test/", {"Loss": after.loss, "Top1": after.top1, "Top5": after.top5}, -1)
         if self.folder is not None:
@@ -293,6 +314,10 @@ class ClassifierCompressor:
             parts.append(f"Planned and achieved sparsity:\n{self.results.summary}")
         parts.append(self.results.lines())
         return "\n\n".join(parts)
+
+    def _watched(self, phase: str, epoch: int) -> AbstractContextManager[None]:
+        """Collects the activation statistics that ``--act-stats`` asks for in this phase."""
+        return activations_watched(self.activations_collectors, phase, epoch, self.loggers, self.logdir)
 
     def _log(self, group: str, stats: dict[str, float], epoch: int) -> None:
         files = [one for one in self.loggers if one is not self.pylogger]

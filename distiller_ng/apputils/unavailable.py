@@ -52,11 +52,6 @@ _LAPQ = (
         ("--lapq-search-clipping", 0),
     ),
 )
-_ANALYSIS = (
-    "Analysis",
-    "activation statistics",
-    (("--activation-stats --act-stats", "+"), ("--activation-histograms --act-hist", None)),
-)
 _SENSE = ("Sensitivity", "sensitivity analysis", (("--sense", None), ("--sense-range", 3)))
 _STRUCTURE = ("Structure", "thinning", (("--thinnify", 0),))
 _EXPORT = ("Export", "ONNX export", (("--export-onnx", "?"),))
@@ -77,7 +72,7 @@ _GREEDY = (
         ("--greedy-finetuning-policy", None),
     ),
 )
-_APPLICATION = (_ANALYSIS, _SENSE, _STRUCTURE, _EXPORT, _SERIALIZED, _PTQ)
+_APPLICATION = (_SENSE, _STRUCTURE, _EXPORT, _SERIALIZED, _PTQ)
 _EXAMPLE = (_EARLY_EXIT, _GREEDY)
 _FEATURES = {"application": _APPLICATION, "lapq": (_LAPQ,), "example": _EXAMPLE}
 

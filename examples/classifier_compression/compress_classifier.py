@@ -20,6 +20,7 @@ from distiller_ng.apputils import save_checkpoint
 from distiller_ng.apputils.guard import run_guarded
 from distiller_ng.apputils.image_classifier import (
     ClassifierCompressor,
+    acts_histogram_collection,
     init_classifier_compression_arg_parser,
 )
 from distiller_ng.reports import model_summary
@@ -31,13 +32,16 @@ class ClassifierCompressorSampleApp(ClassifierCompressor):
     """The application with the jobs that are done instead of training."""
 
     def handle_subapps(self) -> bool:
-        """Do what ``--summary`` or ``--evaluate`` ask for; whether there was anything."""
+        """Do what ``--summary``, ``--act-hist`` or ``--evaluate`` ask for; whether there was anything."""
         if self.args.save_untrained_model and self.logdir:
             name = f"{self.args.name}_untrained" if self.args.name else "untrained"
             save_checkpoint(0, self.args.arch, self.model, name=name, dir=self.logdir)
         if self.args.summary:
             for what in self.args.summary:
                 model_summary(self.model, what, self.args.dataset, self.logdir or "")
+            return True
+        if self.args.activation_histograms:
+            acts_histogram_collection(self.model, self.criterion, self.loggers, self.args, self.logdir)
             return True
         if self.args.evaluate:
             self.compression_scheduler.mask_all_weights()

@@ -38,6 +38,8 @@ def test_defaults_are_distillers():
         "seed": None,
         "deterministic": False,
         "evaluate": False,
+        "activation_stats": [],
+        "activation_histograms": None,
     }
     assert {name: getattr(args, name) for name in expected} == expected
 
@@ -58,6 +60,9 @@ def test_defaults_are_distillers():
         (["--det"], "deterministic", True),
         (["-j", "2"], "workers", 2),
         (["--summary", "compute", "--summary", "modules"], "summary", ["compute", "modules"]),
+        (["--act-stats", "train", "valid"], "activation_stats", ["train", "valid"]),
+        (["--activation-stats", "test"], "activation_stats", ["test"]),
+        (["--act-hist", "0.1"], "activation_histograms", 0.1),
         (["--confusion"], "display_confusion", True),
         (["--param-hist"], "log_params_histograms", True),
         (["--out-dir", "x"], "output_dir", "x"),
@@ -83,6 +88,8 @@ def test_flags_and_abbreviations(arguments, name, value):
         (["--vs", "1"], "< 1.0"),
         (["--etrs", "0"], "> 0.0"),
         (["--opt", "sdg"], "invalid choice"),
+        (["--act-stats", "training"], "invalid choice"),
+        (["--act-hist", "0"], "> 0.0"),
         (["--resume-from", "a", "--exp-load-weights-from", "b"], "not allowed with"),
     ],
 )
@@ -105,8 +112,6 @@ def test_bad_values_exit_with_code_2(arguments, message, capsys):
         (["--sense", "filter"], "sensitivity"),
         (["--sense-range", "0", "0.9", "0.1"], "sensitivity"),
         (["--export-onnx"], "ONNX"),
-        (["--act-stats", "train", "valid"], "activation statistics"),
-        (["--act-hist", "0.1"], "activation statistics"),
         (["--greedy"], "greedy"),
         (["--earlyexit_thresholds", "1.0", "0.5"], "early exit"),
     ],
