@@ -62,7 +62,7 @@ def touched(output: Any, module: nn.Module) -> Any:
     Under DistributedDataParallel every parameter must take part in every step, and those of a quantizer that still
     waits would not.
     """
-    waiting = [p for name, p in module.named_parameters(recurse=False) if p.requires_grad]
+    waiting = [p for p in module.parameters() if p.requires_grad]
     if not (waiting and isinstance(output, Tensor) and torch.is_grad_enabled()):
         return output
     if not (dist.is_available() and dist.is_initialized()):

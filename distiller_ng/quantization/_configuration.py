@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["QuantizerConfig", "constructor_arguments", "mark", "marked_modules", "quantization_of"]
+__all__ = ["QuantizerConfig", "constructor_arguments", "is_marked", "mark", "marked_modules", "quantization_of"]
 
 _MARK = "quantized_by"
 _LIVE_ARGUMENTS = ("self", "model", "optimizer")
@@ -75,9 +75,14 @@ def mark(module: nn.Module, config: QuantizerConfig) -> None:
     module.__dict__[_MARK] = config
 
 
+def is_marked(module: nn.Module) -> bool:
+    """Whether a quantizer put ``module`` there, or changed it."""
+    return _MARK in module.__dict__
+
+
 def marked_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Name and module of everything a quantizer put into ``model`` or changed there."""
-    return ((name, module) for name, module in model.named_modules() if _MARK in module.__dict__)
+    return ((name, module) for name, module in model.named_modules() if is_marked(module))
 
 
 def quantization_of(model: nn.Module) -> QuantizerConfig | None:

@@ -11,7 +11,7 @@ from distiller_ng.errors import CheckpointError, LifecycleError
 from distiller_ng.quantization._activations import PausedModule, pause_, resume_
 from distiller_ng.quantization._configuration import marked_modules
 from distiller_ng.quantization._frozen_batch_norm import FrozenStatistics, batch_norms, freeze_statistics_
-from distiller_ng.quantization._weights import ParamQuantizationFn, ParamToQuantize, QuantizedWeights
+from distiller_ng.quantization._weights import ParamQuantizationFn, ParamToQuantize, QuantizedLayer
 
 __all__ = ["QuantizerControl"]
 
@@ -35,13 +35,13 @@ class QuantizerControl:
         """Whether there is a function that quantizes parameters."""
         return self.param_quantization_fn is not None
 
-    def weight_layers(self) -> dict[str, QuantizedWeights]:
+    def quantized_layers(self) -> dict[str, QuantizedLayer]:
         """``{name: layer}`` of the layers that compute with quantized parameters."""
-        return {name: module for name, module in marked_modules(self.model) if isinstance(module, QuantizedWeights)}
+        return {name: module for name, module in marked_modules(self.model) if isinstance(module, QuantizedLayer)}
 
     def activation_modules(self) -> dict[str, nn.Module]:
         """``{name: module}`` of what stands where activations are quantized."""
-        return {name: module for name, module in marked_modules(self.model) if not isinstance(module, QuantizedWeights)}
+        return {name: module for name, module in marked_modules(self.model) if not isinstance(module, QuantizedLayer)}
 
     def parameters_called(self, ending: str) -> dict[str, nn.Parameter]:
         """``{name: parameter}`` of the parameters this quantizer added whose own name is ``ending`` (``clip_val``)."""
@@ -62,7 +62,7 @@ class QuantizerControl:
         if not self.is_prepared:
             raise LifecycleError("call prepare_model before quantize_params")
         for meta in self.params_to_quantize:
-            if isinstance(meta.module, QuantizedWeights):
+            if isinstance(meta.module, QuantizedLayer):
                 meta.module.publish(meta.q_attr_name)
             else:
                 parameter = getattr(meta.module, meta.q_attr_name)
@@ -80,8 +80,8 @@ class QuantizerControl:
 
     def _switch(self, on: bool) -> None:
         self.is_enabled = on
-        for layer in self.weight_layers().values():
-            layer.quantizes_weights = on
+        for layer in self.quantized_layers().values():
+            layer.is_quantizing = on
             if not on:
                 layer.withdraw()
         for module in self.activation_modules().values():
@@ -91,7 +91,7 @@ class QuantizerControl:
         """Keep the ranges of activations as they are from now on (or, with False, follow the data again)."""
         self.observes = not frozen
         for observer in self._observers():
-            observer.observes = not frozen
+            observer.observing = not frozen
 
     def batch_norms(self) -> list[nn.Module]:
         """The batch norms of the model that have running statistics."""
@@ -104,8 +104,8 @@ class QuantizerControl:
 
     def _observers(self) -> Iterator[Any]:
         """The modules that follow the ranges of activations."""
-        for module in self.activation_modules().values():
-            yield from (inner for inner in module.modules() if hasattr(inner, "observes"))
+        seen = {part: None for _, module in marked_modules(self.model) for part in module.modules()}
+        return (part for part in seen if hasattr(part, "observing"))
 
     def _start_learning(self) -> None:
         """Set learned ranges anew, just before they act for the first time."""
@@ -119,13 +119,11 @@ class QuantizerControl:
     def switches_of(model: nn.Module) -> dict[str, Any]:
         """The :meth:`state_dict` of whatever quantizer prepared ``model``, as it can be seen there."""
         marked = [module for _, module in marked_modules(model)]
-        waits = [
-            not m.quantizes_weights if isinstance(m, QuantizedWeights) else isinstance(m, PausedModule) for m in marked
-        ]
-        observers = [part for module in marked for part in module.modules() if hasattr(part, "observes")]
+        waits = [not m.is_quantizing if isinstance(m, QuantizedLayer) else isinstance(m, PausedModule) for m in marked]
+        observers = [part for module in marked for part in module.modules() if hasattr(part, "observing")]
         return {
             "is_enabled": not any(waits),
-            "observes": all(part.observes for part in observers),
+            "observes": all(part.observing for part in observers),
             "bn_is_frozen": any(isinstance(module, FrozenStatistics) for module in batch_norms(model)),
         }
 

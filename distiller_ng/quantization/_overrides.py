@@ -59,7 +59,7 @@ class Overrides:
     _patterns: list[_Pattern] = field(default_factory=list)
 
     @classmethod
-    def of(cls, overrides: Mapping[str, Mapping[str, Any]] | None) -> Overrides:
+    def of(cls, overrides: Mapping[str, Mapping[str, Any] | None] | None) -> Overrides:
         """Check the shape. Raises :class:`OverrideTypeError` (a ``TypeError``) for anything but ordered mappings,
         :class:`ArgumentError` for patterns that are no regular expressions and for Distiller's oldest keys.
         """

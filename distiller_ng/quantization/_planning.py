@@ -9,10 +9,11 @@ from torch import nn
 
 from distiller_ng.errors import listed
 from distiller_ng.names import canonical_name
+from distiller_ng.quantization._configuration import is_marked
 from distiller_ng.quantization._overrides import Overrides, OverrideTypeError
 from distiller_ng.quantization._plan import PlanRow, QuantPlan
 from distiller_ng.quantization._replacement import check_settings
-from distiller_ng.quantization._weights import check_shapes, is_quantizable, why_not_quantizable
+from distiller_ng.quantization._weights import QuantizedLayer, check_shapes, is_quantizable, why_not_quantizable
 
 if TYPE_CHECKING:
     from distiller_ng.quantization.base import Quantizer
@@ -60,17 +61,25 @@ class Planner:
         return QuantPlan(type(quantizer).__name__, tuple(extra + rows), tuple(notes))
 
     def _row(self, quantizer: Quantizer, name: str, module: nn.Module) -> PlanRow | None:
-        bits = quantizer.module_qbits_map[name]
-        rule = self.rules.get(name)
+        if name not in quantizer.module_qbits_map:
+            return None  # part of what a quantizer put there
+        bits, rule = quantizer.module_qbits_map[name], self.rules.get(name)
         function = (
             None if isinstance(module, tuple(quantizer.replacement_blacklist)) else quantizer.replacement_for(module)
         )
-        acts = bits.acts if function is not None and name else None
+        is_ours = is_marked(module) and not isinstance(module, QuantizedLayer)
+        acts = bits.acts if is_ours or (function is not None and name) else None
         has = {p for p in ("weight", "bias") if module._parameters.get(p) is not None}
         weights = bits.wts if "weight" in has and quantizer.quantizes_parameters else None
         bias = bits.bias if "bias" in has and quantizer.quantizes_parameters else None
         note = why_not_quantizable(module)
-        if function is None and not is_quantizable(module) and not note and (rule is None or any(module.children())):
+        if (
+            not is_ours
+            and function is None
+            and not is_quantizable(module)
+            and not note
+            and (rule is None or any(module.children()))
+        ):
             return None
         if name in self.aliases:
             note = "; ".join(part for part in (note, f"also called {listed(self.aliases[name])}") if part)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from distiller_ng.errors import ArgumentError, LifecycleError
+from distiller_ng.ops.linear_quantization import QuantizationParameters
 from distiller_ng.quantization._activations import touched
 from distiller_ng.quantization.q_utils import FP_BKP_PREFIX
 
@@ -24,10 +25,13 @@ __all__ = [
     "ParamQuantizationFn",
     "ParamToQuantize",
     "ParameterQuantization",
-    "QuantizedWeights",
+    "QuantizedLayer",
+    "channel_axis",
     "check_shapes",
     "is_quantizable",
+    "quantize_flow_",
     "quantize_parameter_",
+    "quantized_layer_",
     "why_not_quantizable",
 ]
 
@@ -71,31 +75,42 @@ class ParameterQuantization:
 
     def __call__(self, module: nn.Module, name: str, parameter: Tensor) -> Tensor:
         """The quantized ``parameter``, in its dtype, with autograd history to it."""
-        meta = ParamToQuantize(module, self.module_name, FP_BKP_PREFIX + name, name, self.num_bits)
-        quantized = self.function(parameter, meta)
+        quantized = self.function(parameter, self.described(module, name))
         if self.restores_zeros:
             quantized = _with_zeros_of(parameter, quantized)
         return quantized if quantized.dtype == parameter.dtype else quantized.to(parameter.dtype)
+
+    def described(self, module: nn.Module, name: str) -> ParamToQuantize:
+        """What the function is told about the parameter ``name`` of ``module``."""
+        return ParamToQuantize(module, self.module_name, FP_BKP_PREFIX + name, name, self.num_bits)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ParameterQuantization:
         return self  # immutable, and the function may belong to a quantizer that no model's copy should drag along
 
 
-class QuantizedWeights(nn.Module):
+class QuantizedLayer(nn.Module):
     """What the subclasses made here add to a layer's own class.
 
-    Attributes: ``quantized_parameters`` maps ``weight`` and ``bias`` to how they are quantized;
-    ``quantizes_weights`` is False until training with quantization starts; ``float_weight`` and ``float_bias`` are the
-    parameters, whatever ``weight`` shows (Distiller's names).
+    Attributes: ``quantized_parameters`` maps ``weight`` and ``bias`` to how they are quantized; ``is_quantizing`` is
+    False until training with quantization starts; ``float_weight`` and ``float_bias`` are the parameters, whatever
+    ``weight`` shows (Distiller's names). Where there are children ``input_quant`` and ``output_quant``, the first
+    positional input and the output go through them.
     """
 
     quantized_parameters: dict[str, ParameterQuantization]
-    quantizes_weights: bool
+    is_quantizing: bool
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The layer's own ``forward`` on quantized parameters."""
-        if not self.quantizes_weights:
+        if not self.is_quantizing:
             return touched(super().forward(*args, **kwargs), self)
+        before, after = self._modules.get("input_quant"), self._modules.get("output_quant")
+        if before is not None and args:
+            args = (before(args[0]), *args[1:])
+        output = self._on_quantized_parameters(*args, **kwargs)
+        return output if after is None else after(output)
+
+    def _on_quantized_parameters(self, *args: Any, **kwargs: Any) -> Any:
         # An instance attribute is found before nn.Module looks among its parameters, so whatever the layer's forward
         # does with self.weight, it uses this tensor. torch.export and torch.compile follow it.
         own = self.__dict__
@@ -113,6 +128,22 @@ class QuantizedWeights(nn.Module):
         """The tensor the layer computes with in place of the parameter ``name``; None for a bias it does not have."""
         parameter = self.full_precision(name)
         return None if parameter is None else self.quantized_parameters[name](self, name, parameter)
+
+    def quantization_parameters(self, name: str = "weight") -> QuantizationParameters | None:
+        """The grid of a parameter as it is now, as exporters need it; None where the method has no uniform one."""
+        how, parameter = self.quantized_parameters.get(name), self.full_precision(name)
+        grid = getattr(how.function, "grid", None) if how is not None else None
+        if how is None or grid is None or parameter is None:
+            return None
+        found: QuantizationParameters = grid(parameter, how.described(self, name))
+        return found
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        with torch.no_grad():  # what a function notes down about the parameter belongs to its present values
+            for name, how in self.quantized_parameters.items():
+                if hasattr(how.function, "store") and self.full_precision(name) is not None:
+                    self.quantized(name)
+        super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def full_precision(self, name: str) -> Tensor | None:
         """The parameter itself."""
@@ -156,31 +187,52 @@ class QuantizedWeights(nn.Module):
         return _rebuild, (_original_class(type(self)),), own
 
 
-def quantize_parameter_(module: nn.Module, name: str, how: ParameterQuantization) -> QuantizedWeights:
-    """Make ``module``, in place, compute with the quantized parameter ``name`` from now on, and return it.
+def quantized_layer_(module: nn.Module) -> QuantizedLayer:
+    """``module`` itself, in place made an instance of the quantized subclass of its class; of it only that changes.
 
-    Only the instance changes, and of it only the class. Raises :class:`LifecycleError` for a layer without shapes yet
-    (``LazyConv2d``) and :class:`ArgumentError` for a parameter it does not have.
+    Raises :class:`LifecycleError` for a layer without shapes yet (``LazyConv2d``).
     """
     check_shapes(module)
+    if not isinstance(module, QuantizedLayer):
+        module.__class__ = _quantized_class(type(module))  # type: ignore[arg-type]
+        module.__dict__.update(quantized_parameters={}, is_quantizing=True)
+    return cast(QuantizedLayer, module)
+
+
+def quantize_parameter_(module: nn.Module, name: str, how: ParameterQuantization) -> QuantizedLayer:
+    """Make ``module``, in place, compute with the quantized parameter ``name`` from now on, and return it.
+
+    Raises :class:`ArgumentError` for a parameter it does not have.
+    """
     if name not in module._parameters:
         raise ArgumentError(f"{type(module).__name__} has no parameter {name!r}")
-    if not isinstance(module, QuantizedWeights):
-        module.__class__ = _quantized_class(type(module))  # type: ignore[arg-type]
-        module.__dict__.update(quantized_parameters={}, quantizes_weights=True)
-    found = cast(QuantizedWeights, module)
-    found.quantized_parameters[name] = how
-    return found
+    layer = quantized_layer_(module)
+    layer.quantized_parameters[name] = how
+    return layer
+
+
+def quantize_flow_(
+    module: nn.Module, *, before: nn.Module | None = None, after: nn.Module | None = None
+) -> QuantizedLayer:
+    """Make the first input of ``module``, in place, pass through ``before`` and its output through ``after``.
+
+    They become its children ``input_quant`` and ``output_quant``; all other names stay.
+    """
+    layer = quantized_layer_(module)
+    for name, part in (("input_quant", before), ("output_quant", after)):
+        if part is not None:
+            layer.add_module(name, part.train(module.training))
+    return layer
 
 
 @cache
 def _quantized_class(cls: type[Any]) -> type[nn.Module]:
-    return type(f"Quantized{cls.__name__}", (QuantizedWeights, cls), {"__module__": cls.__module__})
+    return type(f"Quantized{cls.__name__}", (QuantizedLayer, cls), {"__module__": cls.__module__})
 
 
 def _original_class(cls: type[nn.Module]) -> type[nn.Module]:
     """The layer's class before it was quantized."""
-    following = cls.__mro__[cls.__mro__.index(QuantizedWeights) + 1]
+    following = cls.__mro__[cls.__mro__.index(QuantizedLayer) + 1]
     return cast(type[nn.Module], following)
 
 
@@ -201,6 +253,19 @@ def check_shapes(module: nn.Module) -> None:
     """Raise :class:`LifecycleError` for a layer without shapes yet (``LazyConv2d``): it would change its class."""
     if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
         raise LifecycleError(f"{type(module).__name__} has no weights yet: run the model once before quantizing it")
+
+
+def channel_axis(module: nn.Module, parameter: Tensor) -> int | None:
+    """The axis of the output channels of a layer's weight; None for a bias, and where there is no such single axis.
+
+    0 for linear layers and convolutions, 1 for transposed convolutions; embeddings are quantized as a whole, because
+    later layers use their rows as activations.
+    """
+    if parameter.dim() < 2 or isinstance(module, nn.Embedding):
+        return None
+    if isinstance(module, nn.modules.conv._ConvTransposeNd):
+        return 1 if module.groups == 1 else None
+    return 0
 
 
 def is_quantizable(module: nn.Module) -> bool:

@@ -18,6 +18,7 @@ from distiller_ng.ops.linear_quantization import check_bits
 from distiller_ng.quantization._activations import set_bypass
 from distiller_ng.quantization._configuration import QuantizerConfig, constructor_arguments, mark, quantization_of
 from distiller_ng.quantization._control import QuantizerControl
+from distiller_ng.quantization._late_parameters import average_gradients
 from distiller_ng.quantization._overrides import Overrides
 from distiller_ng.quantization._plan import PlanRow, QuantPlan
 from distiller_ng.quantization._planning import Planner
@@ -73,8 +74,6 @@ class Quantizer(QuantizerControl, ABC):
 
     #: Whether zeros (pruned weights) are put back after ``param_quantization_fn``, because it does not map 0 to 0.
     restores_zeros: ClassVar[bool] = False
-    #: Whether modules or parameters of its own come into the model, which a data-parallel wrapper must know.
-    adds_state: ClassVar[bool] = False
 
     _arguments: dict[str, Any] | None
 
@@ -91,7 +90,7 @@ class Quantizer(QuantizerControl, ABC):
         bits_activations: int | None = None,
         bits_weights: int | None = None,
         bits_bias: int | None = None,
-        overrides: Mapping[str, Mapping[str, Any]] | None = None,
+        overrides: Mapping[str, Mapping[str, Any] | None] | None = None,
         train_with_fp_copy: bool = False,
     ) -> None:
         if not isinstance(model, nn.Module):
@@ -117,6 +116,7 @@ class Quantizer(QuantizerControl, ABC):
         self.module_qbits_map: OrderedDict[str, QBits] = OrderedDict()
         self.module_overrides_map: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self._planner = self._assign_overrides()
+        self._plan: QuantPlan | None = None  # as it was before the model changed
 
     # -- who gets which bits ----------------------------------------------------------------------------------------
 
@@ -172,7 +172,9 @@ class Quantizer(QuantizerControl, ABC):
         """
         if model is not None and model is not self.model:
             raise ArgumentError("this quantizer belongs to another model: make one for the model to plan")
-        return self._planner.plan(self, is_done=quantization_of(self.model) is not None)
+        if self._plan is None:
+            return self._planner.plan(self, is_done=quantization_of(self.model) is not None)
+        return self._plan
 
     def extra_rows(self) -> list[PlanRow]:
         """Rows of the plan that belong to no module, e.g. the model's inputs."""
@@ -191,12 +193,13 @@ class Quantizer(QuantizerControl, ABC):
         """Put the quantization into the model and return the model; new parameters join the optimizer.
 
         ``dummy_input`` (a tensor, or a tuple of the positional arguments) is what quantizers need that follow the data
-        flow. Raises :class:`LifecycleError` when called twice, for a model quantized otherwise before, or when a
-        data-parallel wrapper already took stock of the parameters; the model is unchanged then.
+        flow. Raises :class:`LifecycleError` when called twice or for a model quantized otherwise before; the model is
+        unchanged then.
         """
         if self.is_prepared:
             raise LifecycleError("prepare_model can be called once: this model is quantized already")
         earlier = quantization_of(self.model)
+        before = set(self.model.parameters())
         if earlier is None:
             self._prepare(dummy_input)
         elif self.config.arguments is None or (earlier.name, earlier.arguments) != (
@@ -211,22 +214,21 @@ class Quantizer(QuantizerControl, ABC):
             self.layout = dict(earlier.layout)
             self._find_parameters()
         self.is_prepared = True
+        if any(isinstance(module, DistributedDataParallel) for module in self.model.modules()):
+            # The wrapper took stock of the parameters when it was made.
+            average_gradients(parameter for parameter in self.model.parameters() if parameter not in before)
         self._extend_optimizer()
         self._post_prepare_model()
         return self.model
 
     def _prepare(self, dummy_input: Any) -> None:
-        plan = self.plan()
-        if self.adds_state and isinstance(self.model, DistributedDataParallel):
-            raise LifecycleError(
-                f"{type(self).__name__} adds parameters or buffers: load the schedule (or call prepare_model) before "
-                "wrapping the model in DistributedDataParallel"
-            )
+        plan = self._plan = self.plan()
         for text in plan.warnings:
             warnings.warn(text, ScheduleWarning, stacklevel=4)
         logger.info("%s", plan)
         self._pre_prepare_model(dummy_input)
         self._replace_modules()
+        self._quantize_flows()
         if not self.train_with_fp_copy:
             self._find_parameters()
             return
@@ -252,11 +254,19 @@ class Quantizer(QuantizerControl, ABC):
             self.modules_processed[change.original] = (change.name, change.module)
             mark(change.module, self.config)
             set_bypass(change.module, change.original)
+            change.module.train(change.original.training)
+            self._place(change.module)
             if not any(change.original.children()) and any(change.module.children()):
                 bits = self.module_qbits_map[change.name]
                 for inside, module in change.module.named_modules():
                     self._add_qbits_entry(f"{change.name}.{inside}" if inside else change.name, module, bits)
                 self.module_qbits_map[change.name] = QBits(bits.acts, None, None)
+
+    def _place(self, module: nn.Module) -> None:
+        """Move a new module to where the model is, if that is one place."""
+        devices = {parameter.device for parameter in self.model.parameters()}
+        if len(devices) == 1:
+            module.to(devices.pop())
 
     def _replacement(self, module: nn.Module, name: str) -> nn.Module:
         """What stands in place of ``module``: itself, or what the replacement function makes of it."""
@@ -283,7 +293,7 @@ class Quantizer(QuantizerControl, ABC):
             return
         self.params_to_quantize = [
             ParamToQuantize(layer, name, FP_BKP_PREFIX + parameter, parameter, how.num_bits)
-            for name, layer in self.weight_layers().items()
+            for name, layer in self.quantized_layers().items()
             for parameter, how in layer.quantized_parameters.items()
         ]
 
@@ -300,6 +310,9 @@ class Quantizer(QuantizerControl, ABC):
 
     def _pre_prepare_model(self, dummy_input: Any) -> None:
         """Before anything is replaced."""
+
+    def _quantize_flows(self) -> None:
+        """Let inputs and outputs of layers that stay where they are be quantized."""
 
     def _prepare_parameter(self, module: nn.Module, name: str, parameter: str, bits: int) -> None:
         """Give ``module`` what its ``parameter`` needs to be quantized: buffers, a learned step."""
