@@ -19,12 +19,14 @@ from distiller_ng.core.legacy import as_policy
 from distiller_ng.core.policy import Policy
 from distiller_ng.errors import ArgumentError
 from distiller_ng.knowledge_distillation.distiller import DISTILLERS
+from distiller_ng.knowledge_distillation.mutual import MutualDistiller
 from distiller_ng.learning_rate.scheduled import ScheduledLR
 from distiller_ng.learning_rate.table import LRTable, ShadowOptimizer
 from distiller_ng.names import ParameterIndex
 from distiller_ng.policies.extensions import EXTENSIONS
 from distiller_ng.policies.knowledge_distillation import KnowledgeDistillationPolicy
 from distiller_ng.policies.lr import LRPolicy
+from distiller_ng.policies.mutual_distillation import MutualDistillationPolicy
 from distiller_ng.policies.pruning import PruningArgs, PruningPolicy
 from distiller_ng.policies.quantization import QuantizationPolicy
 from distiller_ng.policies.regularization import RegularizationPolicy
@@ -159,6 +161,8 @@ def _regularization_policy(regularizer: Any, args: Mapping[str, Any]) -> Policy:
 
 
 def _distillation_policy(distiller: Any, args: Mapping[str, Any]) -> Policy:
+    if isinstance(distiller, MutualDistiller):
+        return MutualDistillationPolicy(distiller, **args)
     return KnowledgeDistillationPolicy.of(distiller, **args)
 
 

@@ -17,6 +17,7 @@ from distiller_ng.knowledge_distillation.fsp import FlowOfSolution
 from distiller_ng.knowledge_distillation.kl_divergence import KLDivergence
 from distiller_ng.knowledge_distillation.l1 import MeanAbsoluteError
 from distiller_ng.knowledge_distillation.mean_squared_error import MeanSquaredError
+from distiller_ng.knowledge_distillation.mutual import MutualDistiller
 from distiller_ng.knowledge_distillation.pkd import PatientDistance
 from distiller_ng.knowledge_distillation.relation import Relation
 from distiller_ng.knowledge_distillation.weights import DistillationLossWeights
@@ -37,6 +38,7 @@ __all__ = [
     "KnowledgeDistiller",
     "MeanAbsoluteError",
     "MeanSquaredError",
+    "MutualDistiller",
     "PatientDistance",
     "Relation",
     "SoftCrossEntropy",

@@ -70,6 +70,11 @@ class SoftenedLoss(DistillationLoss):
             )
         return dim
 
+    def _log_probabilities(self, logits: Tensor, dim: int) -> Tensor:
+        """Finite also for classes that are masked out with -infinity, whose probability is 0."""
+        logs = torch.log_softmax(logits / self.temperature, dim)
+        return logs.clamp(min=torch.finfo(logs.dtype).min / 4)
+
     def _reduced(self, elements: Tensor, dim: int) -> Tensor:
         """The mean over samples and positions of the sum over classes, or the mean over everything."""
         return elements.mean() if self.reduction == "mean" else elements.sum(dim).mean()

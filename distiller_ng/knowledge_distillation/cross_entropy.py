@@ -31,6 +31,6 @@ class SoftCrossEntropy(SoftenedLoss):
         """The cross entropy, without the factor ``T^2``."""
         student, teacher = values
         dim = self._dim(student)
-        log_student = torch.log_softmax(student / self.temperature, dim)
+        log_student = self._log_probabilities(student, dim)
         target = torch.softmax(teacher.to(student.dtype) / self.temperature, dim)
         return self._reduced(-target * log_student, dim)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,8 +39,6 @@ class Distiller:
     """Base of what ``distillers`` may define; :class:`KnowledgeDistiller` is the general one."""
 
     name: str
-    #: Whether the policy trains the other model as well.
-    is_mutual: ClassVar[bool] = False
 
 
 @DISTILLERS.register("KnowledgeDistiller", injected=("name", "model", "teachers"))

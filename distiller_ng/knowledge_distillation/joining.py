@@ -3,28 +3,61 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from typing import Protocol
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from distiller_ng.knowledge_distillation.projections import Projections
+from distiller_ng.knowledge_distillation._optimizer import average_gradients_, broadcast_, is_replicated, join_group_
 
-__all__ = ["OptimizerLink", "average_gradients_"]
+__all__ = ["OptimizerLink", "PeerParameters", "TrainedBeside"]
+
+
+class TrainedBeside(Protocol):
+    """Something with parameters of its own: projections, or a peer."""
+
+    has_changes: bool
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Those that are trained."""
+        ...
+
+    def join_(self, optimizer: Optimizer) -> None:
+        """Give the optimizer those it does not have, in place."""
+        ...
+
+
+class PeerParameters:
+    """The parameters of a whole model that is trained beside the scheduler's."""
+
+    def __init__(self, peer: nn.Module) -> None:
+        self._peer = peer
+        self.has_changes = True
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Those with ``requires_grad``."""
+        return [parameter for parameter in self._peer.parameters() if parameter.requires_grad]
+
+    def join_(self, optimizer: Optimizer) -> None:
+        """As a group of their own."""
+        self.has_changes = False
+        join_group_(optimizer, [(f"peer.{n}", p) for n, p in self._peer.named_parameters() if p.requires_grad])
+
+    def equalize_(self) -> None:
+        """Rank 0's weights and buffers on every rank, in place: each process made its own peer."""
+        broadcast_([*self._peer.parameters(), *self._peer.buffers()])
 
 
 class OptimizerLink:
-    """Gives projections to the optimizer that trains the student, as a group of their own, as soon as both are there.
+    """Gives parameters to the optimizer that trains the student as soon as both are there.
 
-    Projections lie outside of DistributedDataParallel: :meth:`average` makes their gradients equal on all ranks, and is
-    called before each optimizer step even where a loop leaves out the hook for it.
+    They lie outside of the student's DistributedDataParallel: :meth:`average` makes their gradients equal on all ranks,
+    and is called before each optimizer step even where a loop leaves out the hook for it.
     """
 
-    def __init__(self, projections: Projections, parameters: Callable[[], Sequence[nn.Parameter]]) -> None:
-        self._projections = projections
-        self._parameters = parameters
+    def __init__(self, source: TrainedBeside) -> None:
+        self._source = source
         self._optimizer: weakref.ref[Optimizer] | None = None
         self._handle: RemovableHandle | None = None
         self._is_averaged = False
@@ -35,12 +68,13 @@ class OptimizerLink:
         if optimizer is None:
             optimizer = known
         elif optimizer is not known:
+            self.remove()
             self._optimizer = weakref.ref(optimizer)
-            self._projections.has_changes = True
-        if optimizer is None or not self._projections.has_changes:
+            self._source.has_changes = True
+        if optimizer is None or not self._source.has_changes:
             return
-        self._projections.join_(optimizer)
-        if self._handle is None and self._parameters() and _is_replicated():
+        self._source.join_(optimizer)
+        if self._handle is None and is_replicated():
             self._handle = optimizer.register_step_pre_hook(lambda *_: self.average())
 
     def begin_step(self) -> None:
@@ -51,11 +85,11 @@ class OptimizerLink:
         """Average the gradients over all ranks, once a minibatch."""
         if not self._is_averaged:
             self._is_averaged = True
-            average_gradients_(self._parameters())
+            average_gradients_(self._source.parameters())
 
     def forget_gradients(self) -> None:
         """After a step: a loop that calls ``model.zero_grad()`` does not reach these parameters."""
-        for parameter in self._parameters():
+        for parameter in self._source.parameters():
             parameter.grad = None
 
     def remove(self) -> None:
@@ -63,19 +97,3 @@ class OptimizerLink:
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
-
-
-def average_gradients_(parameters: Sequence[nn.Parameter]) -> None:
-    """Average gradients over all ranks, in place. Twice changes nothing; a missing gradient counts as zeros."""
-    if not parameters or not _is_replicated():
-        return
-    ranks = torch.distributed.get_world_size()
-    for parameter in parameters if ranks > 1 else ():
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        torch.distributed.all_reduce(parameter.grad)
-        parameter.grad.div_(ranks)
-
-
-def _is_replicated() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
-from torch.nn import functional
 
 from distiller_ng.knowledge_distillation._softened import SoftenedLoss
 from distiller_ng.knowledge_distillation.base import DISTILLATION_LOSSES
@@ -32,6 +30,6 @@ class KLDivergence(SoftenedLoss):
         """The divergence, without the factor ``T^2``."""
         student, teacher = values
         dim = self._dim(student)
-        log_student = torch.log_softmax(student / self.temperature, dim)
-        log_teacher = torch.log_softmax(teacher.to(student.dtype) / self.temperature, dim)
-        return self._reduced(functional.kl_div(log_student, log_teacher, reduction="none", log_target=True), dim)
+        log_student = self._log_probabilities(student, dim)
+        log_teacher = self._log_probabilities(teacher.to(student.dtype), dim)
+        return self._reduced(log_teacher.exp() * (log_teacher - log_student), dim)

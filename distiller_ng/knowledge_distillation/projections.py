@@ -14,6 +14,7 @@ from torch.nn.utils import skip_init
 from torch.optim import Optimizer
 
 from distiller_ng.errors import ArgumentError, CheckpointError
+from distiller_ng.knowledge_distillation._optimizer import join_group_
 from distiller_ng.knowledge_distillation.base import Alignment, without_autocast
 
 __all__ = ["Projections", "projection_for"]
@@ -88,15 +89,8 @@ class Projections:
             for parameter in [p for p in group["params"] if id(p) in gone]:
                 optimizer.state.pop(parameter, None)
             group["params"] = [p for p in group["params"] if id(p) not in gone]
-        known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        fresh = [(name, p) for name, p in self._named() if id(p) not in known]
         self._retired, self.has_changes = [], False
-        if not fresh:
-            return
-        first = optimizer.param_groups[0]
-        joined: dict[str, Any] = {"params": fresh if "param_names" in first else [p for _, p in fresh]}
-        joined |= {key: first[key] for key in ("lr", "initial_lr") if key in first}
-        optimizer.add_param_group(joined)
+        join_group_(optimizer, self._named())
 
     def to_(self, device: torch.device) -> None:
         """Move all projections, in place; parameters keep their identity."""

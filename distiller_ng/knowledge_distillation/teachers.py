@@ -17,7 +17,7 @@ from distiller_ng.knowledge_distillation.capture import Call, Listener, Recorder
 from distiller_ng.knowledge_distillation.structures import tensors_in
 from distiller_ng.names import strip_wrappers, unwrap
 
-__all__ = ["OwnTeacher", "TeacherSource", "read_teachers"]
+__all__ = ["OwnTeacher", "TeacherSource", "autocast_of", "read_teachers"]
 
 #: How the teacher is computed: as autocast had the student's pass, or in this type.
 AutocastType: TypeAlias = Literal["float16", "bfloat16"]
@@ -68,7 +68,7 @@ class TeacherSource:
         recorder = self._recorder
         recorder.open()
         try:
-            with torch.no_grad(), _autocast(call, dtype):
+            with torch.no_grad(), autocast_of(call, dtype):
                 output = module(*call.args, **kwargs)
             noted = recorder.calls()
         finally:
@@ -284,7 +284,8 @@ def _device(module: nn.Module) -> torch.device | None:
     return None if tensor is None else tensor.device
 
 
-def _autocast(call: Call, dtype: torch.dtype | None) -> contextlib.AbstractContextManager[Any]:
+def autocast_of(call: Call, dtype: torch.dtype | None) -> contextlib.AbstractContextManager[Any]:
+    """Autocast to ``dtype`` on the device of a pass, none at all for None."""
     tensor = next(tensors_in((call.args, call.kwargs, call.output)), None)
     kind = "cpu" if tensor is None else tensor.device.type
     return torch.autocast(kind, dtype=dtype, enabled=dtype is not None)

@@ -113,7 +113,7 @@ class KnowledgeDistillationPolicy(Policy):
     def _set_up(self, distiller: KnowledgeDistiller, criterion: Callable[..., Tensor] | None) -> None:
         self.distiller = distiller
         self._criterion = criterion
-        self._link = OptimizerLink(distiller.projections, distiller.projections.parameters)
+        self._link = OptimizerLink(distiller.projections)
         self._is_begun = False
 
     # -- Distiller's names ------------------------------------------------------------------------------------------
