@@ -20,6 +20,9 @@ from distiller_ng.pruning.dense_sparse_dense import DenseSparseDense
 from distiller_ng.pruning.fm_reconstruction import FMReconstructionChannelPruner
 from distiller_ng.pruning.gradient_ranked import GradientRankedFilterPruner
 from distiller_ng.pruning.gradual_magnitude import MagnitudePruner
+from distiller_ng.pruning.group_pruner import GroupPruner
+from distiller_ng.pruning.groups import expand_to_groups
+from distiller_ng.pruning.importance import IMPORTANCES, Importance
 from distiller_ng.pruning.level import SparsityLevelParameterPruner
 from distiller_ng.pruning.lp_ranked import (
     L1RankedStructureParameterPruner,
@@ -45,6 +48,7 @@ from distiller_ng.pruning.structure import StructureParameterPruner
 
 __all__ = [
     "AGP",
+    "IMPORTANCES",
     "PRUNERS",
     "ActivationAPoZRankedFilterPruner",
     "ActivationAPoZRankedFilterPruner_AGP",
@@ -61,6 +65,8 @@ __all__ = [
     "FMReconstructionChannelPruner",
     "GradientRankedFilterPruner",
     "GradientRankedFilterPruner_AGP",
+    "GroupPruner",
+    "Importance",
     "L1RankedStructureParameterPruner",
     "L1RankedStructureParameterPruner_AGP",
     "L2RankedStructureParameterPruner",
@@ -83,5 +89,6 @@ __all__ = [
     "create_mask_level_criterion",
     "create_mask_sensitivity_criterion",
     "create_mask_threshold_criterion",
+    "expand_to_groups",
     "mask_tensor",
 ]

@@ -9,6 +9,7 @@ from distiller_ng.core.context import StepContext
 from distiller_ng.core.masks import MaskRegistry
 from distiller_ng.core.position import TrainPosition
 from distiller_ng.core.window import PolicyWindow
+from distiller_ng.graph.provider import ModelGraph
 from distiller_ng.names import ParameterIndex
 
 
@@ -39,11 +40,16 @@ class Holder(nn.Module):
             self.add_module(name, module)
 
 
-def context(model, *, epoch=0, window=None, minibatch=0, minibatches=1, masks=None, ranking_weights=None):
-    """The context of ``epoch`` in ``window`` (start, end, frequency); by default a window of that epoch alone."""
+def context(model, *, epoch=0, window=None, minibatch=0, minibatches=1, masks=None, ranking_weights=None, inputs=None):
+    """The context of ``epoch`` in ``window`` (start, end, frequency); by default a window of that epoch alone.
+
+    ``inputs``: what the model is called with, for those who follow its channels.
+    """
     parameters = ParameterIndex(model) if masks is None else masks.parameters
     start, end, frequency = window or (epoch, epoch + 1, 1)
     extra = {} if ranking_weights is None else {"ranking_weights": ranking_weights}
+    if inputs is not None:
+        extra["graph"] = ModelGraph(model, inputs)
     return StepContext(
         model=model,
         parameters=parameters,

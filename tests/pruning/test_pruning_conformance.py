@@ -37,6 +37,7 @@ MINIMAL = {
     "FMReconstructionChannelPruner": {"group_type": "Channels", "weights": WEIGHTS, "desired_sparsity": 0.5},
     "GradientRankedFilterPruner": {**FILTERS, "desired_sparsity": 0.5},
     "GradientRankedFilterPruner_AGP": {**FILTERS, **AGP},
+    "GroupPruner": {**FILTERS, "sparsity": 0.5},
     "L1RankedStructureParameterPruner": {**FILTERS, "desired_sparsity": 0.5},
     "L1RankedStructureParameterPruner_AGP": {**FILTERS, **AGP},
     "L2RankedStructureParameterPruner": {**FILTERS, "desired_sparsity": 0.5},
@@ -70,6 +71,7 @@ LITERAL_TESTS = {
     "FMReconstructionChannelPruner": ["test_refitted_weights_agree_with_numpys_least_squares"],
     "GradientRankedFilterPruner": ["test_filters_of_lowest_signed_taylor_score_go"],
     "GradientRankedFilterPruner_AGP": ["test_gradient_agp_follows_the_scores"],
+    "GroupPruner": ["test_the_lowest_groups_go_whole"],
     "L1RankedStructureParameterPruner": ["test_l1_prunes_the_filters_of_lowest_norm"],
     "L1RankedStructureParameterPruner_AGP": ["test_norm_rankers_lose_0_7_and_8_of_16_filters"],
     "L2RankedStructureParameterPruner": ["test_l2_and_max_rank_by_their_own_norm"],
@@ -118,7 +120,7 @@ def masks_of(pruner, model, data, *, masks=None, epoch=EPOCH):
     if isinstance(pruner, ObservingPruner):
         with pruner.observing(model), torch.no_grad():
             model(data)
-    ctx = context(model, epoch=epoch, window=WINDOW, masks=masks)
+    ctx = context(model, epoch=epoch, window=WINDOW, masks=masks, inputs=data)
     torch.manual_seed(11)
     return decide(pruner, model, ctx), ctx
 
@@ -213,7 +215,7 @@ def test_state_makes_the_next_decision_the_same(name, extra, tmp_path):
     decisions = []
     for one, registry in ((pruner, ctx.masks), (resumed, masks)):
         torch.manual_seed(12)
-        later = context(model, epoch=EPOCH + 1, window=WINDOW, masks=registry)
+        later = context(model, epoch=EPOCH + 1, window=WINDOW, masks=registry, inputs=data)
         decisions.append(decide(one, model, later))
     assert decisions[0].keys() == decisions[1].keys()
     assert all(torch.equal(decisions[0][key], decisions[1][key]) for key in decisions[0])
