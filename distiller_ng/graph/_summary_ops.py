@@ -62,7 +62,7 @@ def _is_wrapper(module: nn.Module) -> bool:
 
 
 class SummaryBuilder:
-    """Walks the traced operators once; ``ops``, ``params``, ``edges`` and ``module_ops_map`` are the result."""
+    """Walks the traced operators once; its public attributes are the result."""
 
     def __init__(self, traced: TracedModel, names: ModuleNames) -> None:
         self._traced = traced
@@ -75,11 +75,15 @@ class SummaryBuilder:
         self.params: dict[str, dict[str, Any]] = {}
         self.edges: list[Edge] = []
         self.module_ops_map: dict[str, list[str]] = {}
+        self.calls: dict[str, str] = {}  # operation -> which call of which module it belongs to
+        self.dropped: set[str] = set()  # tensors that a dropout reads
         for position, node in enumerate(traced.user_inputs):
             self._tensors[node] = [f"input.{position + 1}"]
         for node in traced.nodes:
             self._read(node)
-        self._register_outputs()
+        for node in (*traced.user_inputs, *traced.outputs):
+            self._describe(node)
+        self.returned = {id_ for node in traced.outputs for id_ in self._ids(node)}
 
     def _read(self, node: fx.Node) -> None:
         sources = node.all_input_nodes
@@ -89,6 +93,8 @@ class SummaryBuilder:
             self._tensors[node] = [ids[index]] if isinstance(index, int) and len(ids) > 1 else ids
         elif sources and is_passed_through(node):
             self._tensors[node] = self._ids(sources[0])
+            if "dropout" in op_name(node):
+                self.dropped.update(self._tensors[node])
         elif sources:
             self._add(node, sources)
         # What has no inputs (zeros, arange) is a constant: it must not take the name of the module it is made in.
@@ -102,11 +108,12 @@ class SummaryBuilder:
     def _add(self, node: fx.Node, sources: list[fx.Node]) -> None:
         kind = onnx_type(node)
         stack = node.meta.get("nn_module_stack") or {}
-        path = str(list(stack.values())[-1][0]) if stack else ""
+        call, path = next(((key, str(value[0])) for key, value in reversed(stack.items())), ("", ""))
         module = self._own_names.plain(path)
         full = self._names.full(module)
         name = self._unused(module, kind, len(self.module_ops_map.setdefault(full, [])))
         self.module_ops_map[full].append(name)
+        self.calls[name] = call
         ids = list(dict.fromkeys(id_ for source in sources for id_ in self._ids(source)))
         for source in sources:
             self._describe(source)
@@ -144,10 +151,6 @@ class SummaryBuilder:
     def _describe(self, node: fx.Node) -> None:
         for id_, shape in zip(self._ids(node), _shapes(node), strict=False):
             self.params.setdefault(id_, {"id": id_, "shape": shape})
-
-    def _register_outputs(self) -> None:
-        for node in (*self._traced.user_inputs, *self._traced.outputs):
-            self._describe(node)
 
 
 def _shapes(node: fx.Node) -> Iterator[tuple[int, ...]]:

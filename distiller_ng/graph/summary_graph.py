@@ -9,13 +9,13 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
 from math import prod
 from typing import Any, ClassVar, TypeAlias
 
 from torch import nn
 
 from distiller_ng.errors import ArgumentError
+from distiller_ng.graph._adjacency import AdjacentsEntry, OpSimpleMetadata
 from distiller_ng.graph._summary_ops import Edge, ModuleNames, SummaryBuilder
 from distiller_ng.graph.inputs import ExampleInputs, ExampleInputsLike, as_example_inputs
 from distiller_ng.graph.trace import trace
@@ -27,23 +27,6 @@ _logger = logging.getLogger(__name__)
 
 #: One operation: name, orig-name, module-name, type, inputs, outputs, params, attrs.
 Op: TypeAlias = "dict[str, Any]"
-
-
-@dataclass(slots=True)
-class OpSimpleMetadata:
-    """An operation's name (the module's own, with wrapper parts) and type."""
-
-    name: str
-    type: str
-
-
-@dataclass(slots=True)
-class AdjacentsEntry:
-    """An operation with those right before and right behind it."""
-
-    op_meta: OpSimpleMetadata
-    predecessors: list[OpSimpleMetadata] = field(default_factory=list)
-    successors: list[OpSimpleMetadata] = field(default_factory=list)
 
 
 def onnx_name_2_pytorch_name(name: str) -> str:
@@ -90,6 +73,7 @@ class SummaryGraph:
         self.params = built.params
         self.edges: list[Edge] = built.edges
         self.module_ops_map = built.module_ops_map
+        self._calls, self._returned, self._dropped = built.calls, built.returned, built.dropped
         self._before: dict[str, list[str]] = {}
         self._after: dict[str, list[str]] = {}
         for edge in self.edges:
@@ -292,4 +276,17 @@ class SummaryGraph:
         before = self.predecessors(name, 2, denorm_names=False)
         after = self.successors(name, 2, denorm_names=False)
         (itself,) = described([name])
-        return AdjacentsEntry(itself, described(before), described(after))
+        outputs = self.ops[name]["outputs"]
+        returned = not self._returned.isdisjoint(outputs)
+        return AdjacentsEntry(
+            itself,
+            described(before),
+            described(after),
+            module=self.ops[name]["module-name"],
+            call=self._calls[name],
+            shape=self.param_shape(outputs[0]) if outputs else (),
+            escapes=returned or any(other not in kept for other in after),
+            joined=any(other not in kept for other in before),
+            dropped=not self._dropped.isdisjoint(outputs),
+            shares=any(len(self._after[id_]) > 1 for id_ in self.ops[name]["params"]),
+        )
