@@ -218,7 +218,9 @@ def scale_and_zero_point(low: Tensor, high: Tensor, num_bits: int, mode: LinearQ
     # bins / width instead of 1 / scale: ties then fall as they do in Distiller's formula.
     from_low = torch.where(scale == 1, lowest, lowest * (bins / width))
     qmin, qmax = quantized_range(num_bits, mode)
-    return scale, (qmin - torch.round(from_low)).clamp(qmin, qmax).to(torch.int32 if qmax < 2**31 else torch.int64)
+    # By way of int64: float32 cannot hold the ends of more than 24 bits.
+    zero_point = (qmin - torch.round(from_low)).to(torch.int64).clamp(qmin, qmax)
+    return scale, zero_point.to(torch.int32 if qmax < 2**31 else torch.int64)
 
 
 def along_axis(values: Tensor, dims: int, axis: int | None) -> Tensor:

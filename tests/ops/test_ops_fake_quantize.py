@@ -54,6 +54,14 @@ def test_the_ends_of_the_range_keep_their_gradient(mode, bits):
         assert torch.equal(x.grad, torch.ones_like(x))
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("bits", [24, 31, 32])
+def test_very_many_bits_change_next_to_nothing(mode, bits):
+    for x in (X, X.abs(), -X.abs()):
+        found = fake_quantize_with(x, QuantizationParameters.of_tensor(x, bits, mode))
+        torch.testing.assert_close(found, x, rtol=0, atol=2e-6)
+
+
 def test_known_values():
     values = torch.tensor([0.25, 0.75, -0.25, 0.3, -7.0, 99.0])  # halves go to even
     found = fake_quantize(values, torch.tensor([0.5]), torch.tensor([0], dtype=torch.int8), qmin=-8, qmax=7)
