@@ -155,12 +155,16 @@ class PruningPolicy(Policy):
 
     def before_backward_pass(self, ctx: StepContext) -> None:
         """Extend masks that were decided before it was known what the model is called with."""
+        self._extend_late(ctx)
+
+    def _extend_late(self, ctx: StepContext) -> None:
         waiting = self._grouping.late(ctx)
         if waiting:
             self._set(ctx, waiting)
 
     def on_minibatch_begin(self, ctx: StepContext) -> None:
         """Decide again where that is due, and mask the forward-only backends."""
+        self._extend_late(ctx)
         step = ctx.position.minibatch_id
         frequency = self.args.mini_batch_pruning_frequency
         periodic = step > 0 and frequency > 0 and ctx.position.step % frequency == 0
@@ -220,7 +224,7 @@ class PruningPolicy(Policy):
         args = self.args
         if hook == "on_minibatch_begin":
             per_step = args.mini_batch_pruning_frequency > 0 or args.skip_first_minibatch
-            return self._is_forward_only or per_step
+            return self._is_forward_only or per_step or self._may_mask_groups
         if hook == "before_parameter_optimization":
             return args.use_double_copies
         if hook == "on_minibatch_end":
@@ -228,7 +232,7 @@ class PruningPolicy(Policy):
         if hook == "on_epoch_end":
             return args.mask_gradients
         if hook == "before_backward_pass":
-            return args.mask_group is not False and self._grouping.is_structural
+            return self._may_mask_groups
         return super().listens_to(hook)
 
     # -- checks and state -------------------------------------------------------------------------------------------
@@ -269,6 +273,10 @@ class PruningPolicy(Policy):
         self._grouping.load_state_dict(state.get("group_masks", {}))
 
     # -- internals --------------------------------------------------------------------------------------------------
+
+    @property
+    def _may_mask_groups(self) -> bool:
+        return self.args.mask_group is not False and self._grouping.is_structural
 
     @property
     def _is_forward_only(self) -> bool:

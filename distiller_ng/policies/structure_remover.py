@@ -10,11 +10,17 @@ from distiller_ng.core.context import StepContext
 from distiller_ng.core.policy import Policy
 from distiller_ng.core.window import PolicyWindow
 from distiller_ng.errors import ArgumentError, did_you_mean
-from distiller_ng.names import ParameterIndex
+from distiller_ng.names import ParameterIndex, unwrap
 from distiller_ng.ops.dataset_shapes import dataset_shape
 from distiller_ng.policies.extensions import EXTENSIONS
 from distiller_ng.thinning.apply import ThinningReport
-from distiller_ng.thinning.functions import Conflict, contract_model, remove_channels, remove_filters
+from distiller_ng.thinning.functions import (
+    Conflict,
+    contract_model,
+    example_inputs_for,
+    remove_channels,
+    remove_filters,
+)
 
 __all__ = ["ChannelRemover", "FilterRemover", "StructureRemover", "ThinningFunction"]
 
@@ -83,14 +89,19 @@ class StructureRemover(Policy):
         #: What the last removal did; None before the first.
         self.report: ThinningReport | None = None
 
+    def on_epoch_begin(self, ctx: StepContext) -> None:
+        """Tell the scheduler what the model is called with, if this extension knows and nobody else did."""
+        if ctx.graph is None or ctx.graph.is_ready:
+            return
+        if self.dataset is None and getattr(unwrap(ctx.model), "input_shape", None) is None:
+            ctx.graph.watch()
+        else:
+            ctx.graph.example_inputs = example_inputs_for(ctx.model, None, self.dataset)
+
     def on_minibatch_begin(self, ctx: StepContext) -> None:
         """Remove, once in an epoch; between optimizer steps only."""
-        if self.done or not ctx.is_step:
-            return
         known = ctx.graph.example_inputs if ctx.graph is not None else None
-        if known is None and self.dataset is None and getattr(ctx.model, "input_shape", None) is None:
-            if ctx.graph is not None:
-                ctx.graph.watch()
+        if self.done or not ctx.is_step or known is None:
             return
         self.done = True
         ctx.masks.apply_changes_()

@@ -37,13 +37,24 @@ class Journal:
     def set_data(self, tensor: Tensor, value: Tensor) -> None:
         """Give a tensor other data, of any shape; the tensor object stays the same."""
         before = tensor.data
-        self.note(lambda: setattr(tensor, "data", before))
-        tensor.data = value
+        self.note(lambda: _replace_data(tensor, before))
+        _replace_data(tensor, value)
 
     def undo(self) -> None:
         """Take everything back, last change first."""
         while self._undo:
             self._undo.pop()()
+
+
+def _replace_data(tensor: Tensor, value: Tensor) -> None:
+    """``tensor.data = value``, where autograd forgets the shape it knew.
+
+    While a graph of an earlier step is alive (the loop still holds its loss), the node that accumulates the gradient
+    lives on and checks the old shape; torch makes a new one only when the type changes in between.
+    """
+    other = torch.float32 if tensor.dtype is torch.float64 else torch.float64
+    tensor.data = torch.empty(0, dtype=other, device=tensor.device)
+    tensor.data = value
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
