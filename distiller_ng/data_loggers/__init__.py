@@ -20,6 +20,8 @@ from distiller_ng.data_loggers.frontends import (
     log_weights_sparsity,
 )
 from distiller_ng.data_loggers.json_lines import JsonLinesLogger
+from distiller_ng.data_loggers.observed_ranges import ObservedRangesCollector, collect_observed_ranges
+from distiller_ng.data_loggers.observers import OBSERVERS, Observer
 from distiller_ng.data_loggers.quant_calibration import QuantCalibrationStatsCollector
 from distiller_ng.data_loggers.quant_stats_file import load_quant_stats, save_quant_stats
 from distiller_ng.data_loggers.raw_activations import RawActivationsCollector
@@ -28,6 +30,7 @@ from distiller_ng.data_loggers.summary_stats import SummaryActivationStatsCollec
 from distiller_ng.data_loggers.tensorboard import TensorBoardLogger
 
 __all__ = [
+    "OBSERVERS",
     "ActivationHistogramsCollector",
     "ActivationStatsCollector",
     "CollectorDirection",
@@ -37,6 +40,8 @@ __all__ = [
     "InplaceError",
     "JsonLinesLogger",
     "NullLogger",
+    "ObservedRangesCollector",
+    "Observer",
     "PythonLogger",
     "QuantCalibrationStatsCollector",
     "RawActivationsCollector",
@@ -45,6 +50,7 @@ __all__ = [
     "SummaryActivationStatsCollector",
     "TensorBoardLogger",
     "collect_histograms",
+    "collect_observed_ranges",
     "collect_quant_stats",
     "collect_raw_outputs",
     "collector_context",

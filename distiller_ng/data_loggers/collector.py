@@ -10,6 +10,7 @@ from distiller_ng.data_loggers.collector_sets import (
     save_collectors_data,
 )
 from distiller_ng.data_loggers.contexts import collector_context, collectors_context
+from distiller_ng.data_loggers.observed_ranges import ObservedRangesCollector, collect_observed_ranges
 from distiller_ng.data_loggers.quant_calibration import QuantCalibrationStatsCollector
 from distiller_ng.data_loggers.quant_stats_file import load_quant_stats, save_quant_stats
 from distiller_ng.data_loggers.raw_activations import RawActivationsCollector
@@ -22,11 +23,13 @@ __all__ = [
     "CollectorDirection",
     "CollectorSet",
     "InplaceError",
+    "ObservedRangesCollector",
     "QuantCalibrationStatsCollector",
     "RawActivationsCollector",
     "RecordsActivationStatsCollector",
     "SummaryActivationStatsCollector",
     "collect_histograms",
+    "collect_observed_ranges",
     "collect_quant_stats",
     "collect_raw_outputs",
     "collector_context",

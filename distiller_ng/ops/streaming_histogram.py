@@ -141,9 +141,14 @@ class StreamingHistogram:
         return torch.clamp(self._low + self._width * (at + inside), self._minimum, self._maximum)
 
     def frozen(self) -> Histogram:
-        """The counts so far as a :class:`~distiller_ng.ops.histogram.Histogram`, on the CPU, for range searches."""
-        edges = self.edges
-        return Histogram(self.counts, float(edges[0]), float(edges[-1]))
+        """The counts so far as a :class:`~distiller_ng.ops.histogram.Histogram`, on the CPU, for range searches.
+
+        Bins beyond the smallest and the largest value are left out.
+        """
+        counts, edges = self.counts.cpu(), self.edges.cpu()
+        filled = torch.nonzero(counts).flatten()
+        first, last = int(filled[0]), int(filled[-1])
+        return Histogram(counts[first : last + 1], float(edges[first]), float(edges[last + 1]))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything, as plain values and tensors."""
