@@ -118,7 +118,7 @@ class CachedTeacher(nn.Module):
     ) -> None:
         super().__init__()
         self._cache = CacheFile(path)
-        self._ids: Tensor | None = None
+        self._selected: Tensor | None = None
         self.check(teacher=teacher, dataset=dataset)
 
     @property
@@ -159,9 +159,7 @@ class CachedTeacher(nn.Module):
 
         Raises :class:`ArgumentError` for anything else and :class:`CalibrationError` for a sample without logits.
         """
-        numbers = checked_ids(ids)
-        self._cache.rows(numbers.numpy())
-        self._ids = numbers
+        self._selected = self.logits(ids)
 
     def logits(self, ids: Any, *, device: torch.device | str | None = None) -> Tensor:
         """The logits of these samples, float32 ``[B, ...]``; :class:`CalibrationError` for one the file lacks."""
@@ -173,18 +171,20 @@ class CachedTeacher(nn.Module):
 
         Raises :class:`LifecycleError` when no samples are selected, or not as many as the inputs hold.
         """
-        if self._ids is None:
+        if self._selected is None:
             raise LifecycleError(
                 f"{self.path}: which samples? Loop over cached.batches(loader), or call cached.select(ids) before each "
                 "forward pass"
             )
         tensor = _first_tensor((inputs, named_inputs))
-        if tensor is not None and tensor.dim() and len(tensor) != len(self._ids):
+        if tensor is None:
+            return self._selected
+        if tensor.dim() and len(tensor) != len(self._selected):
             raise LifecycleError(
-                f"{self.path}: {len(self._ids)} samples are selected, but the batch holds {len(tensor)}: call "
+                f"{self.path}: {len(self._selected)} samples are selected, but the batch holds {len(tensor)}: call "
                 "cached.select(ids) with the ids of this batch"
             )
-        return self.logits(self._ids, device=None if tensor is None else tensor.device)
+        return self._selected.to(tensor.device)
 
     def batches(self, loader: Iterable[Any], *, check: bool = True) -> CachedBatches:
         """``loader`` without the sample ids: each is selected here just before its batch is yielded.
@@ -208,7 +208,7 @@ class CachedTeacher(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         # A memory map would be copied as its whole content.
-        return {**self.__dict__, "_cache": self.path}
+        return {**self.__dict__, "_cache": self.path, "_selected": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__({**state, "_cache": CacheFile(state["_cache"])})  # type: ignore[no-untyped-call]
@@ -218,7 +218,7 @@ class CachedTeacher(nn.Module):
         return f"{str(self.path)!r}, {list(self.shape)} logits of {self._cache.origin.teacher}"
 
     def _unselect(self) -> None:
-        self._ids = None
+        self._selected = None
 
 
 class CachedBatches:

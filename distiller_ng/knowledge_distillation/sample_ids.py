@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from distiller_ng.errors import ArgumentError
 
@@ -46,17 +46,20 @@ class WithSampleIds(Dataset[Any]):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Any:
-        number = int(index)
-        if not -len(self) <= number < len(self):
-            raise IndexError(f"sample {number} of a data set of {len(self)}")
-        return _numbered(self.dataset[number], number % len(self))
+        number, count = int(index), len(self.dataset)
+        if not -count <= number < count:
+            raise IndexError(f"sample {number} of a data set of {count}")
+        return _numbered(self.dataset[number], number % count)
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         """The samples of one batch, read together where ``dataset`` can do that."""
+        if type(self.dataset) is TensorDataset:  # which reads one by one, at several times the cost
+            columns = [tensor[torch.as_tensor(indices)].unbind() for tensor in self.dataset.tensors]
+            return list(zip(*columns, (int(index) % len(self) for index in indices), strict=True))
         if not hasattr(self.dataset, "__getitems__"):
             return [self[index] for index in indices]
-        samples = self.dataset.__getitems__(indices)
-        return [_numbered(sample, int(index) % len(self)) for sample, index in zip(samples, indices, strict=True)]
+        samples, count = self.dataset.__getitems__(indices), len(self.dataset)
+        return [_numbered(sample, int(index) % count) for sample, index in zip(samples, indices, strict=True)]
 
     def __getattr__(self, name: str) -> Any:
         if name == "dataset" or name.startswith("__"):  # not there yet while unpickling
@@ -65,6 +68,8 @@ class WithSampleIds(Dataset[Any]):
 
 
 def _numbered(sample: Any, number: int) -> Any:
+    if type(sample) is tuple:  # the usual one first: this runs for every sample
+        return (*sample, number)
     if isinstance(sample, Mapping):
         if SAMPLE_ID in sample:
             raise ArgumentError(f"the samples have a key {SAMPLE_ID!r} already", argument=("dataset",))

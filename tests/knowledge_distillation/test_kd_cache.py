@@ -439,6 +439,15 @@ def test_wrapper_keeps_batched_reading_and_attributes():
         _ = wrapped.nothing
 
 
+def test_tensors_are_read_together_with_the_same_result():
+    wrapped = WithSampleIds(data())
+    for (x, y, number), (x2, y2, number2) in zip(wrapped.__getitems__([3, -1]), (wrapped[3], wrapped[-1]), strict=True):
+        assert torch.equal(x, x2) and torch.equal(y, y2) and number == number2
+    x, y, ids = next(iter(DataLoader(wrapped, batch_size=4)))
+    assert torch.equal(x, wrapped.dataset.tensors[0][:4])
+    assert (y.tolist(), ids.tolist()) == ([0, 1, 2, 0], [0, 1, 2, 3])
+
+
 class Stream(IterableDataset):
     def __iter__(self):
         return iter(torch.ones(3, 2))
