@@ -12,12 +12,14 @@ from distiller_ng import (
     knowledge_distillation,
     learning_rate,
     model_summaries,
+    model_transforms,
     models,
     modules,
     norms,
     policies,
     policy,
     pruning,
+    quantization,
     regularization,
     reports,
     scheduler,
@@ -57,7 +59,13 @@ from distiller_ng.ops.masks import (
     create_mask_threshold_criterion,
     mask_tensor,
 )
-from distiller_ng.policies import KnowledgeDistillationPolicy, LRPolicy, PruningPolicy, RegularizationPolicy
+from distiller_ng.policies import (
+    KnowledgeDistillationPolicy,
+    LRPolicy,
+    PruningPolicy,
+    QuantizationPolicy,
+    RegularizationPolicy,
+)
 from distiller_ng.reports import (
     attributes_summary,
     attributes_summary_tbl,
@@ -156,6 +164,7 @@ __all__ = [
     "PolicyLoss",
     "PolicyWindow",
     "PruningPolicy",
+    "QuantizationPolicy",
     "RegularizationPolicy",
     "ScheduleError",
     "ScheduleWarning",
@@ -226,6 +235,7 @@ __all__ = [
     "model_sparsity",
     "model_summaries",
     "model_summary",
+    "model_transforms",
     "models",
     "modules",
     "non_zero_channels",
@@ -239,6 +249,7 @@ __all__ = [
     "policy",
     "pretty_int",
     "pruning",
+    "quantization",
     "regularization",
     "reports",
     "scheduler",

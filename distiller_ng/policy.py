@@ -6,6 +6,7 @@ from distiller_ng.policies import (
     Policy,
     PolicyLoss,
     PruningPolicy,
+    QuantizationPolicy,
     RegularizationPolicy,
     ScheduledTrainingPolicy,
 )
@@ -16,6 +17,7 @@ __all__ = [
     "Policy",
     "PolicyLoss",
     "PruningPolicy",
+    "QuantizationPolicy",
     "RegularizationPolicy",
     "ScheduledTrainingPolicy",
 ]

@@ -128,7 +128,7 @@ class Planner:
         if bits.acts is not None and kinds and not any(row.activations is not None for row in rows):
             notes.append(
                 f"bits_activations={bits.acts}, but no activations will be quantized: the model has no module of the "
-                f"types {listed(kinds)} (functions such as torch.relu cannot be replaced: use modules)"
+                f"types {listed(kinds, limit=4)} (functions such as torch.relu cannot be replaced: use modules)"
             )
         if bits.wts is not None and quantizer.quantizes_parameters and not any(row.weights is not None for row in rows):
             notes.append(f"bits_weights={bits.wts}, but no weights will be quantized")
