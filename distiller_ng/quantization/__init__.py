@@ -1,12 +1,19 @@
 """Quantization: aware and post-training, under Distiller's names (layer 2)."""
 
+from distiller_ng.quantization._plan import PlanRow, QuantPlan
+from distiller_ng.quantization._weights import ParamToQuantize, QuantizedLayer
+from distiller_ng.quantization.base import QUANTIZERS, Quantizer
+from distiller_ng.quantization.dorefa import DorefaQuantizer
+from distiller_ng.quantization.lsq import LSQQuantizer
+from distiller_ng.quantization.ncf import NCFQuantAwareTrainQuantizer
+from distiller_ng.quantization.pact import PACTQuantizer
 from distiller_ng.quantization.q_utils import (
     FP_BKP_PREFIX,
     AciqAsymmetricClipper,
     AciqClipper,
     AciqSymmetricClipper,
-    LinearQuantMode,
     LinearQuantizeSTE,
+    LinearQuantMode,
     QBits,
     approx_scale_as_mult_and_shift,
     asymmetric_linear_quantization_params,
@@ -28,15 +35,31 @@ from distiller_ng.quantization.q_utils import (
     linear_quantize_clamp,
     symmetric_linear_quantization_params,
 )
+from distiller_ng.quantization.qat_range_linear import QuantAwareTrainRangeLinearQuantizer
+from distiller_ng.quantization.wrpn import WRPNQuantizer
+from distiller_ng.quantization.xnor import XNORQuantizer
 
 __all__ = [
     "FP_BKP_PREFIX",
+    "QUANTIZERS",
     "AciqAsymmetricClipper",
     "AciqClipper",
     "AciqSymmetricClipper",
+    "DorefaQuantizer",
+    "LSQQuantizer",
     "LinearQuantMode",
     "LinearQuantizeSTE",
+    "NCFQuantAwareTrainQuantizer",
+    "PACTQuantizer",
+    "ParamToQuantize",
+    "PlanRow",
     "QBits",
+    "QuantAwareTrainRangeLinearQuantizer",
+    "QuantPlan",
+    "QuantizedLayer",
+    "Quantizer",
+    "WRPNQuantizer",
+    "XNORQuantizer",
     "approx_scale_as_mult_and_shift",
     "asymmetric_linear_quantization_params",
     "clamp",
