@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parameter import is_lazy
 
-from distiller_ng.errors import ArgumentError
+from distiller_ng.errors import ArgumentError, LifecycleError
 
 __all__ = ["check_foldable", "correction", "is_frozen_norm", "run_layer", "scaled_weight"]
 
@@ -28,7 +29,7 @@ def check_foldable(param_module: object, bn: object) -> None:
     """Whether ``bn`` can be folded into ``param_module``.
 
     Raises :class:`TypeError` for a pair of other types, :class:`ArgumentError` for a batch norm without running
-    statistics or with another number of channels.
+    statistics or with another number of channels, :class:`LifecycleError` for lazy modules without shapes.
     """
     names = f"cannot fold {type(bn).__name__} into {type(param_module).__name__}"
     if is_frozen_norm(bn):
@@ -42,6 +43,11 @@ def check_foldable(param_module: object, bn: object) -> None:
             raise TypeError(f"{names}: {type(param_module).__name__} must be followed by {norms[0].__name__}")
     norm: Any = bn
     layer: Any = param_module
+    for module in (layer, norm):
+        if any(is_lazy(tensor) for tensor in (*module.parameters(), *module.buffers())):
+            raise LifecycleError(
+                f"{names}: {type(module).__name__} has no shape yet; run the model once before folding"
+            )
     if norm.running_mean is None or norm.running_var is None or not getattr(norm, "track_running_stats", True):
         raise ArgumentError(f"{names}: it does not track running statistics (track_running_stats=False)")
     width = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels

@@ -41,7 +41,7 @@ class FakeLinearQuantization(nn.Module):
     Buffers, all ``[1]``: ``tracked_min``, ``tracked_max`` (and ``_biased``), ``iter_count``; ``scale`` and
     ``zero_point`` in Distiller's convention, ``q = round(scale * x - zero_point)``. ``ema_decay`` is a scalar. With
     ``dequantize=False`` the result is the integers. Batches with NaN or infinity (an overflow that a gradient scaler
-    will skip) are not averaged.
+    will skip) are not averaged; integer tensors pass unchanged.
 
     Raises :class:`ArgumentError` for wrong bits, mode or decay.
     """
@@ -87,6 +87,8 @@ class FakeLinearQuantization(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Same shape and dtype; integers in floating point without ``dequantize``."""
+        if not input.is_floating_point():
+            return input  # indices and masks are exact already
         if self.training and self.observing:
             self._observe(input)
         if not self._seen:
@@ -99,7 +101,16 @@ class FakeLinearQuantization(nn.Module):
 
     def quantization_parameters(self) -> QuantizationParameters:
         """Step, zero point and integer range, as exporters need them."""
-        return QuantizationParameters(self.step, self.offset, *quantized_range(self.num_bits, self.mode))
+        step, offset = self.step, self.offset
+        if self.training and self.observing:
+            # The next call changes them in place, and backward still needs these: a module may be used twice.
+            step, offset = step.clone(), offset.clone()
+        return QuantizationParameters(step, offset, *quantized_range(self.num_bits, self.mode))
+
+    def train(self, mode: bool = True) -> FakeLinearQuantization:
+        """Switch mode; what replicas of DataParallel saw in training shows in the buffers alone."""
+        self._seen = self._seen or (not self.iter_count.is_meta and bool(self.iter_count > 0))
+        return super().train(mode)
 
     @torch.no_grad()
     def _observe(self, input: Tensor) -> None:
@@ -142,7 +153,8 @@ class FakeLinearQuantization(nn.Module):
 class FakeQuantizationWrapper(nn.Module):
     """A module whose output is fake-quantized: ``wrapped_module``, then ``fake_q``.
 
-    The output must be a tensor. Arguments as in :class:`FakeLinearQuantization`.
+    Arguments as in :class:`FakeLinearQuantization`. Raises :class:`ArgumentError` in ``forward`` when the wrapped
+    module returns anything but a tensor.
     """
 
     def __init__(
@@ -155,5 +167,9 @@ class FakeQuantizationWrapper(nn.Module):
 
     def forward(self, *input: Any, **kwargs: Any) -> Tensor:
         """The wrapped module's output, quantized."""
-        output: Tensor = self.fake_q(self.wrapped_module(*input, **kwargs))
-        return output
+        output = self.wrapped_module(*input, **kwargs)
+        if not isinstance(output, Tensor):
+            inner, kind = type(self.wrapped_module).__name__, type(output).__name__
+            raise ArgumentError(f"only a tensor can be quantized, but {inner} returns {kind}: leave it in float")
+        quantized: Tensor = self.fake_q(output)
+        return quantized

@@ -151,6 +151,11 @@ class LSQActivation(nn.Module):
         super()._load_from_state_dict(*args, **kwargs)
         self._ready = bool(self.initialized > 0)
 
+    def train(self, mode: bool = True) -> LSQActivation:
+        """Switch mode; a start made by a replica of DataParallel shows in the buffer alone."""
+        self._ready = self._ready or (not self.initialized.is_meta and bool(self.initialized > 0))
+        return super().train(mode)
+
     def extra_repr(self) -> str:
         """Bits and sign."""
         return f"num_bits={self.num_bits}, signed={self.signed}"

@@ -73,15 +73,19 @@ class SimulatedFoldedBatchNorm(nn.Module):
             self.freeze()
 
     def forward(self, x: Tensor) -> Tensor:
-        """The normalized output of the layer.
+        """The normalized output of the layer, for a batch ``[N, C_i, *spatial]``.
 
-        Raises :class:`ArgumentError` in training when a channel has a single value (there is no variance), and for
-        inputs of a Linear layer with more than two dimensions.
+        Raises :class:`ArgumentError` for another number of dimensions, and in training when a channel has a single
+        value (there is no variance).
         """
-        if isinstance(self.param_module, nn.Linear) and x.dim() != 2:
+        if x.dim() != self._weight().dim():
+            kind = type(self.param_module).__name__
+            hint = (
+                " (in more, batch norm would normalize dimension 1)" if isinstance(self.param_module, nn.Linear) else ""
+            )
             raise ArgumentError(
-                f"a batch norm after a Linear layer can be folded for inputs [N, C] only, got shape {tuple(x.shape)}: "
-                "in more dimensions it normalizes dimension 1, not the layer's outputs"
+                f"a batch norm folded into {kind} takes inputs of {self._weight().dim()} dimensions, the first one the "
+                f"batch{hint}; got shape {tuple(x.shape)}"
             )
         by_batch = self.training and self.bn.training and not self.frozen
         if by_batch and self._batches >= self.freeze_bn_delay:

@@ -367,3 +367,33 @@ def test_compiled_training(make):
     expected, expected_grad = run(module)
     torch.testing.assert_close(out, expected)
     torch.testing.assert_close(grad, expected_grad)
+
+
+@pytest.mark.parametrize("make", [*MODULES, XnorActivation])
+def test_a_module_used_twice_in_one_step(make):
+    module = make()
+    leaf = X.clone().requires_grad_()
+    out = module(module(leaf) * 1.5) + module(leaf)
+    out.sum().backward()
+    assert torch.isfinite(leaf.grad).all() and leaf.grad.abs().sum() > 0
+
+
+def test_integers_and_tuples():
+    module = FakeLinearQuantization()
+    indices = torch.tensor([3, 1])
+    assert module(indices) is indices and module.iter_count == 0
+    with pytest.raises(ArgumentError, match="LSTM returns tuple"):
+        FakeQuantizationWrapper(nn.LSTM(2, 3), 8, "SYMMETRIC", 0.9)(torch.rand(4, 2))
+
+
+def test_a_replica_that_saw_the_first_batch_is_noticed():
+    for make in (FakeLinearQuantization, lambda: LSQActivation(None, 8)):
+        module = make()
+        module(X)
+        again = make()  # like the original of a DataParallel replica: it shares the buffers, not the attributes
+        for name, tensor in module.state_dict(keep_vars=True).items():
+            (again._parameters if name in again._parameters else again._buffers)[name] = tensor
+        for name in ("step", "offset"):
+            if name in again._buffers:
+                again._buffers[name] = module._buffers[name]
+        assert torch.equal(again.eval()(X), module.eval()(X))

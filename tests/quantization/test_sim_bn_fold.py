@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from distiller_ng.errors import ArgumentError
+from distiller_ng.errors import ArgumentError, LifecycleError
 from distiller_ng.quantization.sim_bn_fold import FREEZE_BN_DELAY_DEFAULT, SimulatedFoldedBatchNorm
 
 CASES = {
@@ -126,8 +126,12 @@ def test_inputs_without_statistics():
     with pytest.raises(ValueError, match="more than one value"):
         folded(torch.rand(1, 3))
     assert folded.eval()(torch.rand(1, 3)).shape == (1, 4)
-    with pytest.raises(ArgumentError, match=r"\[N, C\]"):
+    with pytest.raises(ArgumentError, match="2 dimensions"):
         folded(torch.rand(2, 4, 3))
+    with pytest.raises(ArgumentError, match="4 dimensions"):
+        SimulatedFoldedBatchNorm(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))(torch.rand(3, 5, 5))
+    with pytest.raises(LifecycleError, match="run the model once"):
+        SimulatedFoldedBatchNorm(nn.LazyLinear(4), nn.BatchNorm1d(4))
 
 
 @pytest.mark.parametrize("bias", [False, True])
