@@ -58,7 +58,7 @@ def step(scheduler, model, x, y, epoch=0, batch=0, batches=1):
 @pytest.mark.parametrize("way", ["model", "forward"])
 @pytest.mark.parametrize("weights", [(0.5, 0.5, 0), (0.7, 0.3, 0), (1.0, 0.0, 0), (0.6, 0.3, 0.1)])
 def test_the_loss_is_distillers(parts, way, weights):
-    student, teacher, optimizer, x, y = parts
+    student, teacher, _optimizer, x, y = parts
     scheduler = distiller.CompressionScheduler(student)
     policy = distiller.KnowledgeDistillationPolicy(student, teacher, 3.0, distiller.DistillationLossWeights(*weights))
     scheduler.add_policy(policy, **WINDOW)
@@ -116,7 +116,7 @@ def test_nothing_happens_outside_of_the_window(parts):
     for epoch in scheduler.epochs(3):
         for batch in scheduler.minibatches([x]):
             loss = functional.cross_entropy(policy.forward(batch), y)
-            losses.append((float(scheduler.backward(loss)) == float(loss.detach())))
+            losses.append(float(scheduler.backward(loss)) == float(loss.detach()))
         student.eval()
         with torch.no_grad():
             policy.forward(x)
@@ -127,7 +127,7 @@ def test_nothing_happens_outside_of_the_window(parts):
 
 
 def test_a_fractional_window(parts):
-    student, teacher, optimizer, x, y = parts
+    student, _teacher, optimizer, x, y = parts
     scheduler = distiller.CompressionScheduler(student, optimizer=optimizer)
     scheduler.add_policy(
         distiller.KnowledgeDistillationPolicy(student, "self"), starting_epoch=0.5, ending_epoch=1.5, frequency=0.5
@@ -158,7 +158,7 @@ def test_weights_over_the_epochs(parts):
 
 
 def test_a_weight_of_zero_skips_the_teacher(parts):
-    student, teacher, optimizer, x, y = parts
+    student, teacher, _optimizer, x, y = parts
     teacher.register_forward_hook(lambda *_: pytest.fail("the teacher ran"))
     scheduler = distiller.CompressionScheduler(student)
     weights = distiller.DistillationLossWeights(0.0, 1.0, 0)
@@ -223,7 +223,7 @@ def test_a_batch_without_labels_is_trained_on_the_teacher_alone(parts):
     scheduler = distiller.CompressionScheduler(student, optimizer=optimizer)
     weights = distiller.DistillationLossWeights(0.7, 0.3, 0.2)
     scheduler.add_policy(distiller.KnowledgeDistillationPolicy(student, teacher, 2.0, weights), **WINDOW)
-    expected, kl = reference(copy.deepcopy(student)(x), copy.deepcopy(teacher).eval()(x), y, 2.0, 0.7, 0.0)
+    _expected, kl = reference(copy.deepcopy(student)(x), copy.deepcopy(teacher).eval()(x), y, 2.0, 0.7, 0.0)
     totals = []
     for _ in scheduler.epochs(1):
         for labels in scheduler.minibatches([None, y]):
@@ -237,7 +237,7 @@ def test_a_batch_without_labels_is_trained_on_the_teacher_alone(parts):
 
 
 def test_a_batch_without_labels_and_without_distillation(parts):
-    student, teacher, optimizer, x, y = parts
+    student, teacher, optimizer, x, _y = parts
     scheduler = distiller.CompressionScheduler(student, optimizer=optimizer)
     scheduler.add_policy(distiller.KnowledgeDistillationPolicy(student, teacher), epochs=[1])
     with pytest.raises(distiller.LifecycleError, match="the loss is None"):
@@ -248,7 +248,7 @@ def test_a_batch_without_labels_and_without_distillation(parts):
 
 
 def test_several_passes_in_one_step_count_by_their_samples(parts):
-    student, teacher, optimizer, x, y = parts
+    student, teacher, _optimizer, x, _y = parts
     student.eval()
     scheduler = distiller.CompressionScheduler(student)
     weights = distiller.DistillationLossWeights(1.0, 0.0, 0)
@@ -320,7 +320,7 @@ def test_a_moving_average_follows_real_steps(parts):
 
 
 def test_several_teachers_are_averaged_as_probabilities(parts):
-    student, teacher, optimizer, x, y = parts
+    student, teacher, _optimizer, x, y = parts
     torch.manual_seed(5)
     other = net(3)
     scheduler = distiller.CompressionScheduler(student)
@@ -352,7 +352,7 @@ def test_cached_logits_are_a_teacher_like_any_other(parts, tmp_path):
 
     from distiller_ng.knowledge_distillation import WithSampleIds, cache_teacher
 
-    student, teacher, optimizer, x, y = parts
+    student, teacher, _optimizer, x, y = parts
     data = WithSampleIds(TensorDataset(x, y))
     cached = cache_teacher(teacher, DataLoader(data, batch_size=4), tmp_path / "logits.bin")
     losses = {}
@@ -378,7 +378,7 @@ class Smoothed(nn.Module):
 
 @pytest.mark.parametrize("how", ["watched", "given", "graph"])
 def test_the_teachers_loss_against_the_labels(parts, how):
-    student, teacher, optimizer, x, y = parts
+    student, teacher, _optimizer, x, y = parts
     criterion = {"watched": Smoothed(), "given": lambda o, t: Smoothed()(o, t), "graph": None}[how]
     used = functional.cross_entropy if criterion is None else criterion
     scheduler = distiller.CompressionScheduler(student)
@@ -401,7 +401,7 @@ def test_the_teachers_loss_against_the_labels(parts, how):
 
 
 def test_class_weights_and_ignored_labels_are_found_in_the_graph(parts):
-    student, teacher, optimizer, x, y = parts
+    student, teacher, _optimizer, x, y = parts
     weight = torch.tensor([1.0, 2.0, 3.0, 4.0])
     y[0] = -100
     scheduler = distiller.CompressionScheduler(student)
@@ -419,7 +419,7 @@ def test_class_weights_and_ignored_labels_are_found_in_the_graph(parts):
 
 
 def test_labels_that_cannot_be_found(parts):
-    student, teacher, optimizer, x, y = parts
+    student, teacher, _optimizer, x, _y = parts
     scheduler = distiller.CompressionScheduler(student)
     weights = distiller.DistillationLossWeights(0.5, 0.5, 0.5)
     scheduler.add_policy(distiller.KnowledgeDistillationPolicy(student, teacher, 1.0, weights), **WINDOW)
@@ -448,7 +448,7 @@ def test_distillers_signature_and_attributes(parts):
 
 
 def test_the_policy_of_a_distiller_defined_elsewhere(parts):
-    student, teacher, optimizer, x, y = parts
+    student, teacher, _optimizer, x, _y = parts
     made = KnowledgeDistiller("kd", student, {"big": teacher}, teacher="big", temperature=2.0)
     policy = distiller.KnowledgeDistillationPolicy.of(made)
     with pytest.raises(distiller.LifecycleError, match="no schedule yet"):
