@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
@@ -113,7 +112,7 @@ def checked_ids(ids: Any) -> Tensor:
             argument=("ids",),
         )
     numbers = numbers.to("cpu", torch.int64)
-    if len(np.unique(numbers.numpy())) != len(numbers):
+    if len(set(numbers.tolist())) != len(numbers):
         raise ArgumentError(
             "the same sample id stands twice in one batch: these may be labels. Wrap the data set in WithSampleIds, "
             "which puts the ids last",

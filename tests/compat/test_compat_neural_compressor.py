@@ -301,6 +301,15 @@ def test_batches_without_labels_learn_from_the_teacher_alone():
         PyTorchKnowledgeDistillationLoss(loss_weights=[1.0, 0.0]).loss_cal_sloss(student, teacher, None)
 
 
+@pytest.mark.parametrize("wrap", [lambda z: (z, z + 1), lambda z: [z], lambda z: {"logits": z, "loss": z.sum()}])
+def test_outputs_of_every_kind(wrap):
+    criterion = PyTorchKnowledgeDistillationLoss(loss_types=["CE", "KL"])
+    loss = criterion.loss_cal_sloss(wrap(torch.tensor(STUDENT)), wrap(torch.tensor(TEACHER)), torch.tensor(2.0))
+    assert loss.item() == pytest.approx(1.0 + (KL1 + KL2) / 4, rel=1e-5)
+    labels = criterion.student_targets_loss_cal(wrap(torch.zeros(1, 2)), torch.tensor([0]))
+    assert labels.item() == pytest.approx(math.log(2))
+
+
 @pytest.mark.parametrize("teacher", [torch.ones(2, 4), torch.ones(3, 3), torch.ones(2)])
 def test_logits_of_other_shapes(teacher):
     with pytest.raises(ArgumentError, match="cannot compare"):

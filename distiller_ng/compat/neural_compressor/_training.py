@@ -11,9 +11,9 @@ from torch import nn
 
 from distiller_ng.compat.neural_compressor._data import build_loader, build_optimizer
 from distiller_ng.compat.neural_compressor._settings import TrainSettings
+from distiller_ng.compat.neural_compressor.experimental.common._base import logits_of
 from distiller_ng.compat.neural_compressor.experimental.common.model import forward, moved
 from distiller_ng.errors import LifecycleError
-from distiller_ng.knowledge_distillation.structures import the_logits
 from distiller_ng.ops.modules import model_device
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def top_k(model: nn.Module, loader: Any, k: int) -> float:
     model.eval()
     right, seen = 0, 0
     for inputs, target in loader:
-        logits = the_logits(forward(model, moved(inputs, device)), (), whose="model")[0]
+        logits = logits_of(forward(model, moved(inputs, device)), "model")
         best = logits.topk(min(k, logits.shape[1]), 1).indices
         right += int((best == moved(target, device).view(-1, 1)).any(1).sum())
         seen += len(best)

@@ -18,7 +18,7 @@ from distiller_ng.errors import ArgumentError, LifecycleError, did_you_mean
 from distiller_ng.knowledge_distillation.structures import the_logits
 from distiller_ng.ops.modules import model_device
 
-__all__ = ["Criterion", "checked_types", "checked_weights"]
+__all__ = ["Criterion", "checked_types", "checked_weights", "logits_of"]
 
 
 class Criterion(ABC):
@@ -80,11 +80,17 @@ class Criterion(ABC):
 
     def student_targets_loss_cal(self, student_outputs: Any, targets: Tensor) -> Tensor:
         """The student's loss against the labels: cross entropy of the logits."""
-        return functional.cross_entropy(the_logits(student_outputs, (), whose="student")[0], targets)
+        return functional.cross_entropy(logits_of(student_outputs, "student"), targets)
 
     @abstractmethod
     def combine(self, input: Any, student_output: Any, student_loss: Tensor | None, teacher_output: Any) -> Tensor:
         """The whole loss of a step; the teacher runs on ``input`` where its output is needed and not given."""
+
+
+def logits_of(output: Any, whose: str) -> Tensor:
+    """The logits of a model's output: itself, its ``logits``, or the first of a tuple; raises :class:`ArgumentError`."""
+    first = output[0] if isinstance(output, list | tuple) and not hasattr(output, "_fields") and output else output
+    return the_logits(first, (), whose=whose)[0]
 
 
 def checked_types(value: Any, allowed: Sequence[Sequence[str]]) -> list[str]:

@@ -8,14 +8,18 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
-from distiller_ng.compat.neural_compressor.experimental.common._base import Criterion, checked_types, checked_weights
+from distiller_ng.compat.neural_compressor.experimental.common._base import (
+    Criterion,
+    checked_types,
+    checked_weights,
+    logits_of,
+)
 from distiller_ng.compat.neural_compressor.experimental.common.intermediate import (
     PyTorchIntermediateLayersKnowledgeDistillationLoss,
 )
 from distiller_ng.compat.neural_compressor.experimental.common.model import Model
 from distiller_ng.errors import ArgumentError, CalibrationError, did_you_mean
 from distiller_ng.knowledge_distillation.base import create_loss
-from distiller_ng.knowledge_distillation.structures import the_logits
 
 __all__ = [
     "Criterion",
@@ -77,7 +81,7 @@ class PyTorchKnowledgeDistillationLoss(Criterion):
         """``CE``, or ``MSE`` of outputs and targets of the same shape."""
         if self.loss_types[0] == "CE":
             return super().student_targets_loss_cal(student_outputs, targets)
-        logits = the_logits(student_outputs, (), whose="student")[0]
+        logits = logits_of(student_outputs, "student")
         if logits.shape != targets.shape:
             raise ArgumentError(
                 f"MSE compares outputs {list(logits.shape)} with targets of the same shape, got {list(targets.shape)}: "
@@ -92,8 +96,8 @@ class PyTorchKnowledgeDistillationLoss(Criterion):
         Raises :class:`ArgumentError` for outputs that do not fit together and :class:`CalibrationError` for a teacher
         that gives NaN.
         """
-        student = the_logits(student_outputs, (), whose="student")[0]
-        teacher = the_logits(teacher_outputs, (), whose="teacher")[0]
+        student = logits_of(student_outputs, "student")
+        teacher = logits_of(teacher_outputs, "teacher")
         if bool(teacher.isnan().any()):
             raise CalibrationError("the teacher's logits hold NaN: check its weights and its inputs")
         return self._distance(student, teacher) * self._distance.scale
