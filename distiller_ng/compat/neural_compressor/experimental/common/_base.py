@@ -88,7 +88,7 @@ class Criterion(ABC):
 
 
 def logits_of(output: Any, whose: str) -> Tensor:
-    """The logits of a model's output: itself, its ``logits``, or the first of a tuple; raises :class:`ArgumentError`."""
+    """The logits of an output: itself, its ``logits``, or the first of a tuple; raises :class:`ArgumentError`."""
     first = output[0] if isinstance(output, list | tuple) and not hasattr(output, "_fields") and output else output
     return the_logits(first, (), whose=whose)[0]
 
