@@ -24,9 +24,11 @@ from distiller_ng import (
     reports,
     scheduler,
     summary_graph,
+    thinning,
     thresholding,
     utils,
 )
+from distiller_ng.checkpoint import load_model
 from distiller_ng.config import config_component_from_file_by_class, dict_config, file_config
 from distiller_ng.core.context import StepContext
 from distiller_ng.core.legacy import ScheduledTrainingPolicy
@@ -51,6 +53,7 @@ from distiller_ng.errors import (
     ScheduleWarning,
     TargetError,
 )
+from distiller_ng.graph.dependency import DependencyGraph
 from distiller_ng.graph.summary_graph import SummaryGraph, onnx_name_2_pytorch_name
 from distiller_ng.knowledge_distillation.weights import DistillationLossWeights
 from distiller_ng.ops.masks import (
@@ -66,6 +69,7 @@ from distiller_ng.policies import (
     QuantizationPolicy,
     RegularizationPolicy,
 )
+from distiller_ng.policies.structure_remover import ChannelRemover, FilterRemover, StructureRemover
 from distiller_ng.reports import (
     attributes_summary,
     attributes_summary_tbl,
@@ -75,6 +79,16 @@ from distiller_ng.reports import (
     model_summary,
     weights_sparsity_summary,
     weights_sparsity_tbl_summary,
+)
+from distiller_ng.thinning import (
+    ThinningPlan,
+    ThinningRecipe,
+    contract_model,
+    execute_thinning_recipes_list,
+    get_normalized_recipe,
+    plan_thinning,
+    remove_channels,
+    remove_filters,
 )
 from distiller_ng.thresholding import GroupThresholdMixin, group_threshold_mask
 from distiller_ng.utils import (
@@ -144,13 +158,16 @@ __version__ = "0.1.0"
 __all__ = [
     "ArgumentError",
     "CalibrationError",
+    "ChannelRemover",
     "CheckpointError",
     "CompressionScheduler",
     "CompressionSummary",
     "DatasetError",
+    "DependencyGraph",
     "DistillationLossWeights",
     "DistillerError",
     "ExportError",
+    "FilterRemover",
     "GraphError",
     "GroupThresholdMixin",
     "KnowledgeDistillationPolicy",
@@ -171,8 +188,11 @@ __all__ = [
     "ScheduledTrainingPolicy",
     "ShapeTypeError",
     "StepContext",
+    "StructureRemover",
     "SummaryGraph",
     "TargetError",
+    "ThinningPlan",
+    "ThinningRecipe",
     "TrainPosition",
     "__version__",
     "activation_channels_apoz",
@@ -186,6 +206,7 @@ __all__ = [
     "checkpoint",
     "config",
     "config_component_from_file_by_class",
+    "contract_model",
     "convert_tensors_recursively_to",
     "create_mask_level_criterion",
     "create_mask_sensitivity_criterion",
@@ -201,6 +222,7 @@ __all__ = [
     "density_rows",
     "dict_config",
     "directives",
+    "execute_thinning_recipes_list",
     "file_config",
     "filter_kwargs",
     "find_module_by_fq_name",
@@ -209,11 +231,13 @@ __all__ = [
     "freeze_training",
     "get_dummy_input",
     "get_nonparallel_clone_model",
+    "get_normalized_recipe",
     "group_threshold_mask",
     "has_children",
     "is_scalar",
     "knowledge_distillation",
     "learning_rate",
+    "load_model",
     "log_activation_statistics",
     "log_model_buffers",
     "log_training_progress",
@@ -245,12 +269,15 @@ __all__ = [
     "onnx_name_2_pytorch_name",
     "optimizer_device_name",
     "param_name_2_module_name",
+    "plan_thinning",
     "policies",
     "policy",
     "pretty_int",
     "pruning",
     "quantization",
     "regularization",
+    "remove_channels",
+    "remove_filters",
     "reports",
     "scheduler",
     "set_deterministic",
@@ -267,6 +294,7 @@ __all__ = [
     "sparsity_matrix",
     "sparsity_rows",
     "summary_graph",
+    "thinning",
     "thresholding",
     "to_np",
     "utils",

@@ -5,6 +5,7 @@ restores a run bit for bit. This package knows neither schedules' text nor the m
 """
 
 from distiller_ng.checkpoint.contents import Checkpoint, get_contents_table, read_checkpoint
+from distiller_ng.checkpoint.deployment import load_model
 from distiller_ng.checkpoint.loading import ModelFactory, load_checkpoint, load_lean_checkpoint, restore
 from distiller_ng.checkpoint.record import TRANSFORMS, CompressionRecord, RecordEntry, StructuralTransform
 from distiller_ng.checkpoint.resumable import LoadedScheduler
@@ -21,6 +22,7 @@ __all__ = [
     "get_contents_table",
     "load_checkpoint",
     "load_lean_checkpoint",
+    "load_model",
     "read_checkpoint",
     "restore",
     "save_checkpoint",

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from distiller_ng.checkpoint.files import PathLike, read_file
-from distiller_ng.checkpoint.legacy import refuse_unsupported
+from distiller_ng.checkpoint.legacy import refuse_unsupported, thinning_recipes
 from distiller_ng.checkpoint.optimizers import GroupNames, optimizer_type_name
 from distiller_ng.checkpoint.packing import unpack_masks
 from distiller_ng.checkpoint.record import CompressionRecord
@@ -62,7 +62,7 @@ def read_checkpoint(path: PathLike) -> Checkpoint:
     """Read a file of ``save_checkpoint``, of Distiller, or one with nothing but ``state_dict``; tensors on the CPU.
 
     Nothing in the file is executed. Raises ``FileNotFoundError``, and :class:`CheckpointError` for a damaged file, one
-    without the key ``state_dict``, a newer format, and Distiller files of thinned or quantized models.
+    without the key ``state_dict``, a newer format, and Distiller files of quantized models.
     """
     content = read_file(path)
     source = os.fspath(path)
@@ -101,11 +101,19 @@ def _parse(content: Mapping[str, Any], source: str) -> Checkpoint:
         optimizer_state=content.get("optimizer_state_dict"),
         optimizer_type=optimizer_type_name(content.get("optimizer_type")),
         optimizer_names=content.get("optimizer_names"),
-        record=CompressionRecord.from_json(content.get("structure") or "[]"),
+        record=_record(content, source),
         extras=dict(content.get("extras") or {}),
         version=content.get("library_version"),
         environment=dict(content.get("environment") or {}),
     )
+
+
+def _record(content: Mapping[str, Any], source: str) -> CompressionRecord:
+    record = CompressionRecord.from_json(content.get("structure") or "[]")
+    recipes = thinning_recipes(content, source)
+    if recipes:
+        record.add("distiller_thinning", {"recipes": recipes})
+    return record
 
 
 def library_version() -> str:

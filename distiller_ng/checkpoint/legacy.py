@@ -13,9 +13,11 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from torch import Tensor
+
 from distiller_ng.errors import CheckpointError
 
-__all__ = ["Placeholder", "placeholder_name", "placeholders_for", "refuse_unsupported"]
+__all__ = ["Placeholder", "placeholder_name", "placeholders_for", "refuse_unsupported", "thinning_recipes"]
 
 _KNOWN = re.compile(r"torch\.optim\.(\w+\.)*[A-Z]\w*|distiller\.(thinning|quantization)\.(\w+\.)*[A-Z]\w*")
 # Before the object itself, torch's old format stores a magic number, a protocol number and facts about the machine.
@@ -85,17 +87,34 @@ def placeholder_name(value: Any) -> str | None:
     return kind.name if issubclass(kind, Placeholder) else None
 
 
-def refuse_unsupported(content: Mapping[str, Any], source: str) -> None:
-    """Raise :class:`CheckpointError` for a Distiller file whose model was thinned or quantized.
+def thinning_recipes(content: Mapping[str, Any], source: str) -> list[dict[str, Any]]:
+    """The thinning recipes of a Distiller file as plain data, ``{"modules": ..., "parameters": ...}``; often none.
 
-    Example: ``{"thinning_recipes": [recipe]}`` -> "... the model was thinned by Distiller (1 thinning recipes) ...".
+    Raises :class:`CheckpointError` for recipes of another form.
     """
-    recipes = content.get("thinning_recipes")
-    if recipes:
-        raise CheckpointError(
-            f"{source}: the model was thinned by Distiller ({len(recipes)} thinning recipes), and thinned Distiller "
-            "checkpoints cannot be loaded yet: load the checkpoint from before thinning, and thin again"
-        )
+    found = []
+    for recipe in content.get("thinning_recipes") or []:
+        fields = recipe.__dict__.get("contents") if isinstance(recipe, Placeholder) else recipe
+        if not isinstance(fields, tuple | list) or len(fields) != 2:
+            raise CheckpointError(f"{source}: damaged: a thinning recipe is a pair of modules and parameters")
+        modules, parameters = (_plain(part) for part in fields)
+        found.append({"modules": modules, "parameters": parameters})
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """Index tensors as lists, tuples as lists, names as text."""
+    if isinstance(value, Tensor):
+        return value.reshape(-1).tolist()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value
+
+
+def refuse_unsupported(content: Mapping[str, Any], source: str) -> None:
+    """Raise :class:`CheckpointError` for a Distiller file whose model was quantized."""
     if content.get("quantizer_metadata"):
         raise CheckpointError(
             f"{source}: the model was quantized by Distiller, and quantized Distiller checkpoints cannot be loaded "

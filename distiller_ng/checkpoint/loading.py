@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
@@ -105,6 +106,8 @@ def restore(
     else:
         _check_arch(checkpoint, model)
     if len(checkpoint.record):
+        # Structure and weights are tried on a copy first: whatever does not fit leaves the caller's model alone.
+        _fitting(checkpoint, checkpoint.record.replay(copy.deepcopy(unwrap(model))), strict=strict)
         model = checkpoint.record.replay(model)
     weights = _fitting(checkpoint, model, strict=strict)
     if not lean:

@@ -36,6 +36,8 @@ class StructuralTransform(ABC):
 
     #: The newest version of ``config`` this class reads.
     version: ClassVar[int] = 1
+    #: Of changes that are seen on a model, those of a lower stage are made again first.
+    stage: ClassVar[int] = 1
 
     @abstractmethod
     def apply(self, model: nn.Module, config: Mapping[str, Any], metadata: Mapping[str, Any]) -> nn.Module:
@@ -117,7 +119,8 @@ class CompressionRecord:
     def completed(self, model: nn.Module) -> CompressionRecord:
         """This record and, after its entries, those of changes that are seen on ``model`` and not in it yet."""
         known = {entry.transform for entry in self._entries}
-        seen = [t.cls.found_in(model) for t in TRANSFORMS if t.name not in known]
+        transforms = sorted((t for t in TRANSFORMS if t.name not in known), key=lambda t: t.cls.stage)
+        seen = [t.cls.found_in(model) for t in transforms]
         return CompressionRecord([*self._entries, *(entry for entry in seen if entry is not None)])
 
     def replay(self, model: nn.Module) -> nn.Module:

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from distiller_ng.core.masker import ParameterMasker
-from distiller_ng.errors import DistillerError, GraphError
+from distiller_ng.errors import DistillerError, GraphError, listed
+from distiller_ng.graph._failures import MODEL_FAILURES, failed_at
 from distiller_ng.graph.changes import record_change
 from distiller_ng.graph.inputs import ExampleInputs, ExampleInputsLike, as_example_inputs
 from distiller_ng.names import unwrap
-from distiller_ng.thinning.cutting import Journal, cut_tensors
+from distiller_ng.thinning.cutting import Journal, cut_tensors, tensors_of
 from distiller_ng.thinning.folding import fold_constants
 from distiller_ng.thinning.plan import ThinningPlan
 from distiller_ng.thinning.sizes import modules_by_name, replace_attention, settle_integers, update_layers
@@ -81,13 +82,15 @@ def apply_plan(
     journal = Journal()
     before = must_run(inner, inputs)
     count = _parameters(inner)
+    finished = False
     try:
         folded = fold_constants(inner, inputs, plan.cuts, journal) if fold and plan.exact else []
         expected = zeroed_outputs(inner, inputs, plan.cuts)
         changed, replaced = _cut(inner, plan, inputs, (expected, verify), optimizers, masks, journal)
-    except (DistillerError, RuntimeError, TypeError, ValueError, IndexError):
-        journal.undo()
-        raise
+        finished = True
+    finally:  # whatever stopped it, an interrupt too
+        if not finished:
+            journal.undo()
     after = outputs_of(inner, inputs)
     report = ThinningReport(
         (count, _parameters(inner)),
@@ -123,8 +126,8 @@ def _cut(
     def works() -> bool:
         try:
             error = relative_error(outputs_of(model, inputs), expected)
-        except (RuntimeError, TypeError, ValueError, IndexError, AssertionError) as failure:
-            problems.append(f"{type(failure).__name__}: {str(failure).splitlines()[0] if str(failure) else ''}")
+        except MODEL_FAILURES as failure:
+            problems.append(failed_at(model, failure))
             return False
         if not error <= limit or error == float("inf"):
             problems.append(f"its outputs are off by {error:.2g}, allowed is {limit:.2g}")
@@ -138,12 +141,11 @@ def _cut(
 
 
 def _failure(plan: ThinningPlan, problem: str) -> str:
-    places = list(dict.fromkeys(entry.where for entry in plan.resized))
-    hint = f" Sizes are written out in the code at: {'; '.join(places[:4])}." if places else ""
-    asked = ", ".join(repr(name) for name in plan.asked_by[:4]) or "these layers"
+    asked = f" of {listed(plan.asked_by, limit=4)}" if plan.asked_by else ""
     return (
-        f"the model does not work without the planned channels of {asked}, so nothing was changed: {problem}.{hint} "
-        "Take sizes from the tensors (x.shape) or from attributes of the module, or leave these layers out of the targets"
+        f"the model does not work without the planned channels{asked}, so nothing was changed: {problem}. Take the size "
+        "from the tensor itself (x.shape, or -1) or from an attribute of the module, or leave the layers there out of "
+        "the targets"
     )
 
 
@@ -190,9 +192,11 @@ def replay(model: nn.Module, config: Mapping[str, Any]) -> None:
     journal = Journal()
     inner = unwrap(model)
     try:
-        names = [cut.tensor for cut in plan.cuts]
+        present = tensors_of(inner)  # what a quantizer adds later has the small size then
+        cuts = [cut for cut in plan.cuts if cut.tensor in present]
+        names = [cut.tensor for cut in cuts]
         replace_attention(inner, names, journal)
-        cut_tensors(inner, plan.cuts, journal)
+        cut_tensors(inner, cuts, journal)
         update_layers(inner, names, plan.groups, journal)
         _set_attributes(inner, config.get("attributes", {}), journal)
     except (DistillerError, RuntimeError, AttributeError):

@@ -1,7 +1,7 @@
 """What a channel whose filter is zero still sends on, moved into the next layer's bias (layer 2).
 
-A zero filter in front of a batch norm leaves the norm's shift, the same value everywhere. Where the next layer is Linear,
-or a convolution without padding, that constant times its weights is a bias.
+A zero filter in front of a batch norm leaves the norm's shift, the same value everywhere. Where the next layer is
+Linear, or a convolution without padding, that constant times its weights is a bias.
 """
 
 from __future__ import annotations

@@ -47,12 +47,12 @@ def remove_filters(
 
     Everything coupled goes with it: biases, norms, the next layers' inputs, gradients, masks and the state of
     ``optimizer`` (one or several). The model is changed in place and parameters stay the same objects. ``arch`` is
-    ignored; ``dataset`` gives the input's shape when ``example_inputs`` is not given. ``round_to``: remaining widths are
-    multiples of it where the zeros allow (some zero filters stay). See :func:`plan_thinning` for ``conflict`` and
+    ignored; ``dataset`` gives the input's shape when ``example_inputs`` is not given. ``round_to``: remaining widths
+    are multiples of it where the zeros allow (some zero filters stay). See :func:`plan_thinning` for ``conflict`` and
     :func:`~distiller_ng.thinning.apply.apply_plan` for ``verify``.
 
-    Raises :class:`GraphError` (a ``ValueError``) where a layer would be left empty or the result does not agree with the
-    model it came from; then nothing was changed. Nothing to remove is no error: it is logged.
+    Raises :class:`GraphError` (a ``ValueError``) where a layer would be left empty or the result does not agree with
+    the model it came from; then nothing was changed. Nothing to remove is no error: it is logged.
 
     >>> conv1 of 16 filters, 3 of them zero: afterwards conv1.out_channels == 13 == the next layer's in_channels
     """

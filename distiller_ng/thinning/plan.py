@@ -41,8 +41,8 @@ class ThinningPlan:
 
     ``cuts``: what goes from each tensor. ``groups``: new number of groups of grouped layers, by weight. ``resized``:
     where integers in the user's code may have to follow. ``notes``: what the user should know (coupled layers that
-    were asked for different channels, channels that had to stay). ``exact``: whether the result is promised to equal the
-    model with the same channels zeroed. ``asked_by``: tensors whose zeros asked for the removal.
+    were asked for different channels, channels that had to stay). ``exact``: whether the result is promised to equal
+    the model with the same channels zeroed. ``asked_by``: tensors whose zeros asked for the removal.
 
     ``print(plan)`` lists it; :meth:`save` and :meth:`load` keep it as JSON; apply it with
     ``distiller_ng.thinning.apply.apply_plan`` or ``remove_filters``.

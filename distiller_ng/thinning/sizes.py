@@ -1,4 +1,4 @@
-"""Integers that must follow when tensors get smaller: of known layers by rule, of the user's modules by trial (layer 2)."""
+"""Integers that follow when tensors get smaller: of known layers by rule, of the user's modules by trial (layer 2)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from distiller_ng.errors import GraphError
 from distiller_ng.graph.dependency import Resized
@@ -51,16 +51,17 @@ def replace_attention(model: nn.Module, tensors: Iterable[str], journal: Journal
 def update_layers(model: nn.Module, tensors: Iterable[str], groups: Mapping[str, int], journal: Journal) -> set[int]:
     """Bring the sizes that layers of torch keep beside their tensors up to date; ids of the modules that are done."""
     modules = modules_by_name(model)
-    owners = {name.rpartition(".")[0] for name in tensors}
+    counts = {_owner(name): count for name, count in groups.items()}
     done: set[int] = set()
-    for owner in owners:
+    for owner in sorted({_owner(name) for name in tensors}):
         module = modules.get(owner)
         if module is None or id(module) in done:
             continue
-        sizes = _sizes_of(module, groups.get(f"{owner}.weight"))
+        sizes = _sizes_of(module, counts.get(owner))
         if sizes is None:
             continue
-        done.add(id(module))
+        if type(module).__module__.startswith(("torch.", "distiller_ng.")):
+            done.add(id(module))  # a subclass may hold sizes of its own
         for name, value in sizes.items():
             if getattr(module, name, value) != value:
                 journal.set_attribute(module, name, value)
@@ -69,15 +70,28 @@ def update_layers(model: nn.Module, tensors: Iterable[str], groups: Mapping[str,
     return done
 
 
+def _owner(tensor: str) -> str:
+    """The layer a tensor belongs to, also where a parametrization holds it."""
+    return tensor.partition(".parametrizations.")[0] if ".parametrizations." in tensor else tensor.rpartition(".")[0]
+
+
+def _weight(module: nn.Module) -> Tensor:
+    """A layer's weight, or what it is computed from where hooks compute it before each forward."""
+    for name in ("weight_orig", "weight_v", "weight"):
+        if (held := module._parameters.get(name)) is not None:
+            return held
+    return module.weight  # type: ignore[return-value]
+
+
 def _sizes_of(module: nn.Module, groups: int | None) -> dict[str, Any] | None:
     """What a layer's attributes must say, from its tensors; None for a module that is none of torch's."""
     if isinstance(module, nn.modules.conv._ConvNd):
         count = module.groups if groups is None else groups
-        first, second = module.weight.shape[0], module.weight.shape[1] * count
+        first, second = _weight(module).shape[0], _weight(module).shape[1] * count
         inputs, outputs = (first, second) if module.transposed else (second, first)
         return {"groups": count, "in_channels": inputs, "out_channels": outputs}
     if isinstance(module, nn.Linear):
-        return {"out_features": module.weight.shape[0], "in_features": module.weight.shape[1]}
+        return {"out_features": _weight(module).shape[0], "in_features": _weight(module).shape[1]}
     if isinstance(module, _NORMS):
         held = next((t for t in (module.weight, module.running_mean) if t is not None), None)
         return {} if held is None else {"num_features": held.shape[0]}
@@ -86,7 +100,10 @@ def _sizes_of(module: nn.Module, groups: int | None) -> dict[str, Any] | None:
     if isinstance(module, nn.PReLU):
         return {"num_parameters": module.weight.shape[0]}
     if isinstance(module, nn.Embedding):
-        return {"num_embeddings": module.weight.shape[0], "embedding_dim": module.weight.shape[1]}
+        return {"num_embeddings": _weight(module).shape[0], "embedding_dim": _weight(module).shape[1]}
+    if isinstance(module, nn.RNNCellBase):
+        cell = dict(module.named_parameters())
+        return {"input_size": cell["weight_ih"].shape[1], "hidden_size": cell["weight_hh"].shape[1]}
     if isinstance(module, nn.RNNBase):
         read, recur = module._flat_weights[:2]
         return {"input_size": read.shape[1], "hidden_size": recur.shape[1]}
@@ -167,7 +184,7 @@ def _with_size(value: Any, old: int, new: int) -> Any:
 
 
 def _assignments(options: Sequence[_Option]) -> Iterator[list[tuple[_Option, Any]]]:
-    """What to set, likeliest first: everything that can change does, then fewer; like attributes of a class together."""
+    """What to set, likeliest first: everything that can change does, then fewer; a class's attributes go together."""
     kinds = list(dict.fromkeys(option.kind for option in options))
     choices = [range(kind[-1] - 1, -1, -1) for kind in kinds]
     ranked = sorted(itertools.islice(itertools.product(*choices), 4096), key=lambda picks: picks.count(0))

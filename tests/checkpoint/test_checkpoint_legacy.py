@@ -79,18 +79,51 @@ def test_optimizer_classes_become_names(tmp_path, kind):
     assert read_checkpoint(tmp_path / "d.pth.tar").optimizer_type == f"torch.optim.{kind.__name__}"
 
 
-@pytest.mark.parametrize("new_format", [True, False])
-def test_a_thinned_one_is_refused_politely(tmp_path, distiller_classes, new_format):
-    thinning, _ = distiller_classes
-    recipe = thinning.ThinningRecipe({"conv1": {"out_channels": 1}}, {"conv1.weight": [(0, torch.tensor([1]))]})
-    torch.save(
-        distiller_content(thinning_recipes=[recipe]),
-        tmp_path / "d.pth.tar",
-        _use_new_zipfile_serialization=new_format,
+def thinned_content(thinning):
+    """The model after Distiller removed its first filter: what the file says is kept, and the small weights."""
+    recipe = thinning.ThinningRecipe(
+        OrderedDict({"module.conv1": {"out_channels": 1}, "module.fc": {"in_features": 4}}),
+        {
+            "module.conv1.weight": [(0, torch.tensor([1]))],
+            "module.conv1.bias": [(0, torch.tensor([1]))],
+            # seen as (outputs, channels, height, width), then as the matrix it is
+            "module.fc.weight": [(1, torch.tensor([1]), (2, 2, 2, 2), (2, 4))],
+        },
     )
+    content = distiller_content(thinning_recipes=[recipe])
+    state = content["state_dict"]
+    state["module.conv1.weight"] = state["module.conv1.weight"][1:]
+    state["module.conv1.bias"] = state["module.conv1.bias"][1:]
+    state["module.fc.weight"] = state["module.fc.weight"][:, 4:]
+    masks = content["compression_sched"]["masks_dict"]
+    masks["module.fc.weight"] = masks["module.fc.weight"][:, 4:]
+    del content["optimizer_state_dict"], content["optimizer_type"]
+    return content
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+def test_a_thinned_one_loads_as_often_as_one_likes(tmp_path, distiller_classes, new_format):
+    content = thinned_content(distiller_classes[0])
+    torch.save(content, tmp_path / "d.pth.tar", _use_new_zipfile_serialization=new_format)
     forget_distiller()
-    with pytest.raises(CheckpointError, match=r"thinned by Distiller \(1 thinning recipes\)"):
-        load_checkpoint(model_like_distillers(), tmp_path / "d.pth.tar")
+    model = model_like_distillers()
+    for _ in range(3):
+        _, scheduler, _, _ = load_checkpoint(model, tmp_path / "d.pth.tar")
+        assert (model.conv1.out_channels, model.fc.in_features) == (1, 4)
+        assert torch.equal(model.fc.weight, content["state_dict"]["module.fc.weight"])
+        assert torch.equal(model.conv1.bias, content["state_dict"]["module.conv1.bias"])
+        assert scheduler.masks["fc.weight"].mask.shape == (2, 4)
+
+
+def test_a_recipe_that_does_not_fit_leaves_the_model_alone(tmp_path, distiller_classes):
+    thinning, _ = distiller_classes
+    recipe = thinning.ThinningRecipe({}, {"conv1.weight": [(0, torch.tensor([7]))]})
+    torch.save(distiller_content(thinning_recipes=[recipe]), tmp_path / "d.pth.tar")
+    forget_distiller()
+    model = model_like_distillers()
+    with pytest.raises(CheckpointError, match=r"recipes do not fit.*conv1\.weight"):
+        load_checkpoint(model, tmp_path / "d.pth.tar")
+    assert model.conv1.weight.shape == (2, 1, 3, 3)
 
 
 def test_a_quantized_one_is_refused_politely(tmp_path, distiller_classes):

@@ -1,0 +1,54 @@
+"""Removing the channels again that a checkpoint's model had lost (layer 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import nn
+
+from distiller_ng.checkpoint.record import TRANSFORMS, RecordEntry, StructuralTransform
+from distiller_ng.errors import CheckpointError, DistillerError
+from distiller_ng.graph.changes import changes_of, set_changes
+from distiller_ng.thinning.apply import replay
+
+__all__ = ["Thinning"]
+
+
+@TRANSFORMS.register("thinning")
+class Thinning(StructuralTransform):
+    """Replays every thinning step of a model, in order.
+
+    ``config`` is ``{"steps": [...]}``, each step as :mod:`distiller_ng.thinning.apply` recorded it: the removed entries
+    of every tensor and the integers that followed. A model that went through the first steps already takes the rest, so
+    loading a checkpoint again changes nothing.
+    """
+
+    stage: ClassVar[int] = 0
+
+    def apply(self, model: nn.Module, config: Mapping[str, Any], metadata: Mapping[str, Any]) -> nn.Module:
+        """Thin ``model`` in place; raises :class:`CheckpointError` for one that was thinned otherwise."""
+        steps = list(config["steps"])
+        done = changes_of(model)
+        if [_essence(step) for step in done] != [_essence(step) for step in steps[: len(done)]]:
+            raise CheckpointError(
+                f"the model was thinned otherwise than the checkpoint's ({len(done)} steps, the checkpoint has "
+                f"{len(steps)}): load into a fresh model"
+            )
+        try:
+            for step in steps[len(done) :]:
+                replay(model, step["config"])
+        except DistillerError as error:
+            raise CheckpointError(f"the model cannot be thinned as the checkpoint's was: {error}") from error
+        set_changes(model, steps)
+        return model
+
+    @classmethod
+    def found_in(cls, model: nn.Module) -> RecordEntry | None:
+        """The steps a model went through; None for one that was never thinned."""
+        steps = changes_of(model)
+        return RecordEntry("thinning", {"steps": steps}) if steps else None
+
+
+def _essence(step: Mapping[str, Any]) -> tuple[Any, Any]:
+    return step["transform"], step["config"]
