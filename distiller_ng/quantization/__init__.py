@@ -2,11 +2,24 @@
 
 from distiller_ng.quantization._plan import PlanRow, QuantPlan
 from distiller_ng.quantization._weights import ParamToQuantize, QuantizedLayer
+from distiller_ng.quantization.activations import (
+    ClippedLinearQuantization,
+    FakeLinearQuantization,
+    FakeQuantizationWrapper,
+    LearnedClippedLinearQuantization,
+    LSQActivation,
+    XnorActivation,
+    XnorScale,
+)
 from distiller_ng.quantization.base import QUANTIZERS, Quantizer
 from distiller_ng.quantization.dorefa import DorefaQuantizer
 from distiller_ng.quantization.lsq import LSQQuantizer
 from distiller_ng.quantization.ncf import NCFQuantAwareTrainQuantizer
 from distiller_ng.quantization.pact import PACTQuantizer
+from distiller_ng.quantization.pytorch_quant_conversion import (
+    distiller_qparams_to_pytorch,
+    distiller_quantized_tensor_to_pytorch,
+)
 from distiller_ng.quantization.q_utils import (
     FP_BKP_PREFIX,
     AciqAsymmetricClipper,
@@ -36,6 +49,7 @@ from distiller_ng.quantization.q_utils import (
     symmetric_linear_quantization_params,
 )
 from distiller_ng.quantization.qat_range_linear import QuantAwareTrainRangeLinearQuantizer
+from distiller_ng.quantization.sim_bn_fold import SimulatedFoldedBatchNorm
 from distiller_ng.quantization.wrpn import WRPNQuantizer
 from distiller_ng.quantization.xnor import XNORQuantizer
 
@@ -45,8 +59,13 @@ __all__ = [
     "AciqAsymmetricClipper",
     "AciqClipper",
     "AciqSymmetricClipper",
+    "ClippedLinearQuantization",
     "DorefaQuantizer",
+    "FakeLinearQuantization",
+    "FakeQuantizationWrapper",
+    "LSQActivation",
     "LSQQuantizer",
+    "LearnedClippedLinearQuantization",
     "LinearQuantMode",
     "LinearQuantizeSTE",
     "NCFQuantAwareTrainQuantizer",
@@ -58,11 +77,16 @@ __all__ = [
     "QuantPlan",
     "QuantizedLayer",
     "Quantizer",
+    "SimulatedFoldedBatchNorm",
     "WRPNQuantizer",
     "XNORQuantizer",
+    "XnorActivation",
+    "XnorScale",
     "approx_scale_as_mult_and_shift",
     "asymmetric_linear_quantization_params",
     "clamp",
+    "distiller_qparams_to_pytorch",
+    "distiller_quantized_tensor_to_pytorch",
     "get_quantized_range",
     "get_scale_approximation_mult",
     "get_scale_approximation_params",
