@@ -50,7 +50,7 @@ def aciq_alpha(num_bits: int, distribution: Distribution, *, half_range: bool = 
 
 
 def solve_alpha(bits: int, distribution: Distribution) -> float:
-    """The exact minimum for any number of bits, by bisection: ``solve_alpha(8, "gauss")`` -> 3.9169."""
+    """The exact minimum for any number of bits, by bisection: ``solve_alpha(8, "gauss")`` -> 3.924."""
     rounding = 1.0 / (3.0 * 4.0**bits)
 
     def slope(alpha: float) -> float:
