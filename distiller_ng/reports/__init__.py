@@ -1,11 +1,22 @@
 """Reports: data first, then a printed table, CSV and JSON (layer 4)."""
 
 from distiller_ng.reports.compute import model_performance_summary, model_performance_tbl_summary
+from distiller_ng.reports.connectivity import (
+    connectivity_summary,
+    connectivity_summary_verbose,
+    connectivity_tbl_summary,
+)
 from distiller_ng.reports.modules import (
     attributes_summary,
     attributes_summary_tbl,
     modules_summary,
     modules_tbl_summary,
+)
+from distiller_ng.reports.pictures import (
+    create_dot,
+    create_png,
+    draw_img_classifier_to_file,
+    draw_model_to_file,
 )
 from distiller_ng.reports.progress import TrainingProgress
 from distiller_ng.reports.sparsity import (
@@ -14,15 +25,23 @@ from distiller_ng.reports.sparsity import (
     weights_sparsity_summary,
     weights_sparsity_tbl_summary,
 )
-from distiller_ng.reports.summary import SUMMARIES, model_summary
+from distiller_ng.reports.summary import PICTURES, SUMMARIES, model_summary
 from distiller_ng.reports.table import Table
 
 __all__ = [
+    "PICTURES",
     "SUMMARIES",
     "Table",
     "TrainingProgress",
     "attributes_summary",
     "attributes_summary_tbl",
+    "connectivity_summary",
+    "connectivity_summary_verbose",
+    "connectivity_tbl_summary",
+    "create_dot",
+    "create_png",
+    "draw_img_classifier_to_file",
+    "draw_model_to_file",
     "masks_sparsity_summary",
     "masks_sparsity_tbl_summary",
     "model_performance_summary",

@@ -8,21 +8,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from distiller_ng.errors import ArgumentError, did_you_mean, listed
-from distiller_ng.names import unwrap
-from distiller_ng.ops.dataset_shapes import dataset_names, dataset_shape
+from distiller_ng.errors import ArgumentError, did_you_mean
+from distiller_ng.graph.summary_graph import SummaryGraph
+from distiller_ng.ops.modules import convert_tensors_recursively_to, model_device
+from distiller_ng.reports._example_input import example_input
 from distiller_ng.reports.compute import model_performance_summary
-from distiller_ng.reports.modules import modules_summary
+from distiller_ng.reports.connectivity import connectivity_summary
+from distiller_ng.reports.modules import attributes_summary, modules_summary
+from distiller_ng.reports.pictures import draw_model_to_file
 from distiller_ng.reports.sparsity import weights_sparsity_summary
 from distiller_ng.reports.table import Table, pretty_int
 
-__all__ = ["SUMMARIES", "model_summary"]
+__all__ = ["PICTURES", "SUMMARIES", "model_summary"]
 
 _logger = logging.getLogger(__name__)
-_PICTURES = ("png", "png_w_params")
+#: Pictures by name: whether they show parameters.
+PICTURES = {"png": False, "png_w_params": True}
 
 
 def model_summary(
@@ -33,22 +36,30 @@ def model_summary(
     *,
     dummy_input: Any = None,
 ) -> Table | str:
-    """Log a summary of the model at level INFO and return it: a :class:`Table`, or text for ``what="model"``.
+    """Log a summary of the model at level INFO and return it: a :class:`Table`, or text for ``model`` and pictures.
 
-    ``what`` is ``sparsity`` (of the weights), ``compute`` (MACs of each layer), ``modules`` (names and types) or
-    ``model`` (as ``print`` shows it). ``compute`` runs the model on ``dummy_input``, else on random data shaped as the
-    images of ``dataset``, else shaped as ``model.input_shape``. With ``logdir`` a table is also written there as CSV
-    (``weights_sparsity.csv``, ``compute.csv``, ``modules.csv``).
+    ``what`` is ``sparsity`` (of the weights), ``compute`` (MACs of each layer), ``modules`` (names and types),
+    ``model`` (as ``print`` shows it), ``connectivity`` (which operation reads whose output), ``attributes`` (the
+    operations' settings and sizes), or ``png`` (a picture of the operations, with parameters as ``png_w_params``)
+    written to ``model.png`` in ``logdir``, whose path is returned. Those that need an input run or trace the model on
+    ``dummy_input``, else on random data shaped as the images of ``dataset``, else shaped as ``model.input_shape``.
+    With ``logdir`` a table is also written there as CSV (``weights_sparsity.csv``, ``compute.csv``, ``modules.csv``,
+    ``connectivity.csv``, ``attributes.csv``).
 
-    Raises :class:`ArgumentError` for another ``what``, and when ``compute`` has no input to run on.
+    Raises :class:`ArgumentError` for another ``what``, when an input is needed and not known, and for pictures when
+    matplotlib is not installed; :class:`GraphError` when the model cannot be traced.
     """
-    if what not in SUMMARIES:
-        if what in _PICTURES:
-            raise ArgumentError(f"pictures of a model ({what!r}) are not drawn; allowed: {listed(SUMMARIES)}")
-        raise ArgumentError(f"unknown summary {what!r}. {did_you_mean(str(what), SUMMARIES)}", argument=("what",))
-    if what == "compute" and dummy_input is None:
-        # A generator of its own: asking for a summary must not shift the random numbers of a training run.
-        dummy_input = torch.randn(_input_shape(model, dataset), generator=torch.Generator().manual_seed(0))
+    if what not in SUMMARIES and what not in PICTURES:
+        raise ArgumentError(
+            f"unknown summary {what!r}. {did_you_mean(str(what), [*SUMMARIES, *PICTURES])}", argument=("what",)
+        )
+    if dummy_input is None and what in _NEED_INPUT:
+        dummy_input = convert_tensors_recursively_to(example_input(model, dataset), model_device(model))
+    if what in PICTURES:
+        path = Path(logdir) / "model.png"
+        draw_model_to_file(SummaryGraph(model, dummy_input), path, PICTURES[what])
+        _logger.info("picture of the model: %s", path)
+        return str(path)
     filename, build = SUMMARIES[what]
     summary = build(model, dummy_input)
     _logger.info("\n%s", summary)
@@ -64,7 +75,10 @@ SUMMARIES: dict[str, tuple[str, Callable[[nn.Module, Any], Table | str]]] = {
     "compute": ("compute.csv", lambda model, dummy_input: model_performance_summary(model, dummy_input)),
     "model": ("", lambda model, _: str(model)),
     "modules": ("modules.csv", lambda model, _: modules_summary(model)),
+    "connectivity": ("connectivity.csv", lambda model, x: connectivity_summary(SummaryGraph(model, x))),
+    "attributes": ("attributes.csv", lambda model, x: attributes_summary(SummaryGraph(model, x))),
 }
+_NEED_INPUT = ("compute", "connectivity", "attributes", *PICTURES)
 
 
 def _log_total(what: str, table: Table) -> None:
@@ -72,16 +86,3 @@ def _log_total(what: str, table: Table) -> None:
         _logger.info("Total sparsity: %0.2f\n", table["Fine (%)"][-1])
     if what == "compute":
         _logger.info("Total MACs: %s", pretty_int(sum(macs for macs in table["MACs"] if isinstance(macs, int))))
-
-
-def _input_shape(model: nn.Module, dataset: str | None) -> tuple[int, ...]:
-    if dataset:
-        return dataset_shape(dataset).input_shape
-    shape = getattr(unwrap(model), "input_shape", None)
-    if shape is None:
-        raise ArgumentError(
-            "the compute summary needs to know the input: pass dummy_input, set model.input_shape, or name a data set "
-            f"({listed(dataset_names())})",
-            argument=("dataset",),
-        )
-    return tuple(shape)

@@ -10,6 +10,7 @@ from torch import nn
 
 from distiller_ng.errors import ArgumentError
 from distiller_ng.reports import (
+    PICTURES,
     SUMMARIES,
     Table,
     attributes_summary,
@@ -100,11 +101,33 @@ def test_text_summaries(tmp_path):
     assert read_csv(tmp_path / "modules.csv")[1] == ["0", "Conv2d"]
 
 
+def test_graph_summaries(tmp_path, caplog):
+    net = model()
+    with caplog.at_level(logging.INFO, logger="distiller_ng.reports"):
+        table = model_summary(net, "connectivity", dummy_input=torch.ones(1, 1, 5, 5), logdir=tmp_path)
+        attributes = model_summary(net, "attributes", "mnist", tmp_path)
+    assert table["Type"] == ["Pad", "Conv", "Relu", "GlobalAveragePool", "Flatten", "Gemm"]
+    assert "kernel_shape=[3, 3]" in attributes["Attributes"][1]
+    assert read_csv(tmp_path / "connectivity.csv")[1][0] == table["Name"][0]
+    assert len(read_csv(tmp_path / "attributes.csv")) == 7
+    assert "GlobalAveragePool" in caplog.text
+
+
+@pytest.mark.parametrize("what", ["png", "png_w_params"])
+def test_pictures(tmp_path, caplog, what):
+    net = model()
+    net.input_shape = (1, 1, 8, 8)
+    with caplog.at_level(logging.INFO, logger="distiller_ng.reports"):
+        path = model_summary(net, what, logdir=tmp_path / "run")
+    assert path == str(tmp_path / "run" / "model.png") and path in caplog.text
+    assert (tmp_path / "run" / "model.png").read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        ("png", "not drawn; allowed: sparsity, compute, model, modules"),
-        ("png_w_params", "not drawn"),
+        ("onnx", "allowed: attributes, compute, connectivity, model, modules, png, png_w_params, sparsity"),
+        ("png_with_params", "Did you mean 'png_w_params'"),
         ("sparsty", "Did you mean 'sparsity'"),
     ],
 )
@@ -113,12 +136,14 @@ def test_unknown_summaries(what, message):
         model_summary(model(), what)
 
 
-def test_compute_without_an_input_shape():
+@pytest.mark.parametrize("what", ["compute", "connectivity", "attributes", "png", "png_w_params"])
+def test_summaries_without_an_input_shape(what):
     with pytest.raises(ArgumentError, match="set model.input_shape"):
-        model_summary(model(), "compute")
+        model_summary(model(), what)
     with pytest.raises(ArgumentError, match="unknown data set 'my-data'.*register_dataset_shape"):
         model_summary(model(), "compute", "my-data")
 
 
 def test_the_names_of_the_summaries():
-    assert list(SUMMARIES) == ["sparsity", "compute", "model", "modules"]
+    assert list(SUMMARIES) == ["sparsity", "compute", "model", "modules", "connectivity", "attributes"]
+    assert PICTURES == {"png": False, "png_w_params": True}
