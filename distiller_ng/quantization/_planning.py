@@ -126,10 +126,14 @@ class Planner:
         notes = []
         bits, kinds = quantizer.default_qbits, [kind.__name__ for kind, f in quantizer.replacement_factory.items() if f]
         if bits.acts is not None and kinds and not any(row.activations is not None for row in rows):
-            notes.append(
-                f"bits_activations={bits.acts}, but no activations will be quantized: the model has no module of the "
-                f"types {listed(kinds, limit=4)} (functions such as torch.relu cannot be replaced: use modules)"
+            found = any(quantizer.replacement_for(module) is not None for module in quantizer.model.modules())
+            why = (
+                f"overrides leave every module of the types {listed(kinds, limit=4)} alone"
+                if found
+                else f"the model has no module of the types {listed(kinds, limit=4)} (functions such as torch.relu "
+                "cannot be replaced: use modules)"
             )
+            notes.append(f"bits_activations={bits.acts}, but no activations will be quantized: {why}")
         if bits.wts is not None and quantizer.quantizes_parameters and not any(row.weights is not None for row in rows):
             notes.append(f"bits_weights={bits.wts}, but no weights will be quantized")
         return notes
