@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 
 import pytest
@@ -89,7 +88,7 @@ def test_arguments(pair, options, argument, message):
     with pytest.raises(distiller.ArgumentError, match=message) as caught:
         Policy(*pair, **named)
     assert caught.value.argument == argument
-    if "no layer" in message:
+    if "no layer '" in message:
         assert isinstance(caught.value, distiller.TargetError)
 
 
@@ -128,7 +127,6 @@ def test_the_student_did_not_run(pair):
     scheduler = begin(student, Policy(student, teacher))
     with pytest.raises(distiller.LifecycleError, match="the student was not run"):
         scheduler.before_backward_pass(0, 0, 2, teacher(X).sum())
-    scheduler = begin(copy.deepcopy(student), _policy := Policy(copy.deepcopy(student), "self")) if False else None
     assert issubclass(distiller.LifecycleError, RuntimeError)
 
 
@@ -242,8 +240,7 @@ def test_a_layer_that_is_gone(pair):
     scheduler = distiller.CompressionScheduler(student)
     scheduler.add_policy(policy, **WINDOW)
     del student[2]
-    scheduler.on_epoch_begin(0)
-    student.get_submodule("2")  # the names moved up; the last one is gone
+    scheduler.on_epoch_begin(0)  # the layers behind it moved up to its place
     del student[2], student[2]
     with pytest.raises(distiller.LifecycleError, match="layer '2', whose output is distilled, is no longer"):
         scheduler.on_minibatch_begin(0, 0, 1)
