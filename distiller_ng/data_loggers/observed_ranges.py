@@ -26,7 +26,7 @@ class ObservedRangesCollector(ActivationStatsCollector):
 
     ``observer`` is a name of :data:`~distiller_ng.data_loggers.observers.OBSERVERS`, a class, or an observer of which
     each gets an empty copy; ``observer_args`` go to its constructor. :meth:`value` has the form of calibration
-    statistics, so that a quantizer takes it in their place: ``min`` and ``max`` (``avg_min`` and ``avg_max`` too) are the
+    statistics, so that a quantizer takes it in their place: ``min`` and ``max`` (``avg_min``, ``avg_max`` too) are the
     chosen range::
 
         {"relu1": {"inputs": {0: {"min": -1.8, "max": 1.9, ...}}, "output": {"min": 0.0, "max": 1.9, ...}}}
