@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,7 +16,7 @@ from torch import fx, nn
 
 from distiller_ng.errors import GraphError, TargetError, did_you_mean, listed
 from distiller_ng.graph.inputs import ExampleInputs, ExampleInputsLike
-from distiller_ng.graph.labels import FIXED, LabelArray
+from distiller_ng.graph.labels import FIXED, LabelArray, Labels
 from distiller_ng.graph.trace import TracedModel, op_name, trace
 from distiller_ng.graph.walker import RULES, Axis, Value, Walker
 from distiller_ng.names import canonical_name
@@ -81,12 +81,12 @@ class DependencyGraph:
 
     def __init__(self, traced: TracedModel, walker: Walker) -> None:
         self.traced = traced
-        self._axes = _merged(walker.axes, walker)
+        self._axes = _merged(walker.axes)
         self._roots = walker.coupling.roots
         self._fixed = int(self._roots[FIXED])
         self._partitions = walker.partitions
         self._reasons = walker.coupling.reasons
-        self._sized = {node: labels for node in traced.nodes for labels in walker.results(node)[:1] if labels.varying}
+        self._walker = walker
 
     @classmethod
     def trace(cls, model: nn.Module, example_inputs: ExampleInputsLike) -> DependencyGraph:
@@ -125,12 +125,19 @@ class DependencyGraph:
 
     @cached_property
     def frozen(self) -> frozenset[int]:
-        """Channels that can never be removed: they reach an output, or would take a whole dimension with them."""
+        """Channels that can never be removed: they reach an output, would take a whole dimension, or are no weights' but buffers'."""
         found = {self._fixed}
-        for channels in self._channels.values():
+        learned: set[int] = set()
+        for (tensor, _), channels in self._channels.items():
             if (channels == channels[0]).all():
                 found.add(int(channels[0]))
-        return frozenset(found)
+            if tensor in self._learned:
+                learned.update(channels.tolist())
+        return frozenset(found | {int(c) for numbers in self._channels.values() for c in numbers} - learned)
+
+    @cached_property
+    def _learned(self) -> frozenset[str]:
+        return frozenset(canonical_name(name) for name, _ in self.model.named_parameters(remove_duplicate=False))
 
     def channels_of(self, tensor: str, dim: int) -> LabelArray:
         """Channel number of each index of a dimension.
@@ -213,21 +220,24 @@ class DependencyGraph:
         """Where sizes written in the code meet tensors that get smaller when ``channels`` go."""
         wanted = np.asarray(sorted(set(channels)), np.int64)
         found = []
-        for node, labels in self._sized.items():
+        for node in self.traced.nodes:
             if op_name(node).rstrip("_") in SIZED_OPERATORS:
-                gone = np.isin(self._roots[labels.array], wanted)
-                pairs = []
-                for dim in labels.varying:
-                    others = tuple(d for d in range(gone.ndim) if d != dim)
-                    pairs.append((labels.shape[dim], labels.shape[dim] - int(gone.all(axis=others).sum())))
-                pairs = [pair for pair in pairs if pair[0] != pair[1]]
+                pairs = dict.fromkeys(p for x in self._walker.results(node) for p in self._sizes(x, wanted))
                 if pairs:
                     found.append(Resized(tuple(self.traced.modules_of(node)), tuple(pairs), self.traced.describe(node)))
         return found
 
+    def _sizes(self, labels: Labels, wanted: LabelArray) -> Iterator[tuple[int, int]]:
+        """(old, new) of every dimension that gets smaller."""
+        gone = np.isin(self._roots[labels.array], wanted)
+        for dim in labels.varying:
+            lost = int(gone.all(axis=tuple(d for d in range(gone.ndim) if d != dim)).sum())
+            if lost:
+                yield labels.shape[dim], labels.shape[dim] - lost
+
     def partitions(self) -> list[tuple[str, LabelArray]]:
         """(weight, channel numbers of shape (groups, members)) of every operator that works in groups."""
-        return [(p.tensor, self._roots[p.labels]) for p in self._partitions]
+        return [(p.weight.name, self._roots[p.labels]) for p in self._partitions]
 
     # -- names ------------------------------------------------------------------------------------------------------
 
@@ -263,20 +273,13 @@ class DependencyGraph:
         raise GraphError(f"{tensor!r}: {what}. Leave it out of the targets (weights: [...])")
 
 
-def _merged(axes: Sequence[Axis], walker: Walker) -> dict[tuple[str, int], Axis]:
-    """One axis for each dimension; tensors used several times have the channels of all uses tied."""
+def _merged(axes: Sequence[Axis]) -> dict[tuple[str, int], Axis]:
+    """One axis for each dimension; one use that feeds channels makes it feed them."""
     found: dict[tuple[str, int], Axis] = {}
-    again = False
     for axis in axes:
         first = found.setdefault((axis.tensor, axis.dim), axis)
-        if first is not axis:
-            walker.coupling.union(first.labels, axis.labels)
-            again = True
-            if first.feeds and not axis.feeds:
-                continue
-            found[(axis.tensor, axis.dim)] = axis if axis.feeds else first
-    if again:
-        walker.coupling.resolve()
+        if axis.feeds and not first.feeds:
+            found[(axis.tensor, axis.dim)] = axis
     return found
 
 

@@ -59,7 +59,7 @@ def as_example_inputs(value: ExampleInputsLike | None) -> ExampleInputs:
 
 
 def flat_tensors(value: Any) -> list[Tensor]:
-    """Every tensor of a nest (dicts, lists, dataclasses known to torch's pytree), in a fixed order."""
+    """Every tensor of a nest (dicts, lists, dataclasses, output objects of model libraries), in a fixed order."""
     return [leaf for leaf in pytree.tree_leaves(_opened(value)) if isinstance(leaf, Tensor)]
 
 

@@ -21,7 +21,8 @@ from torch.export.graph_signature import InputKind
 
 from distiller_ng.errors import GraphError
 from distiller_ng.graph._failures import MODEL_FAILURES
-from distiller_ng.graph.inputs import ExampleInputs, ExampleInputsLike, as_example_inputs
+from distiller_ng.graph._inlining import inline_regions
+from distiller_ng.graph.inputs import ExampleInputs, ExampleInputsLike, as_example_inputs, flat_tensors
 from distiller_ng.names import canonical_name, unwrap
 
 __all__ = ["TracedModel", "evaluating", "trace"]
@@ -32,6 +33,8 @@ _OBSERVERS = tuple(
     f"distiller_ng.{part}" for part in ("pruning", "data_loggers", "knowledge_distillation", "graph", "policies")
 )
 _OURS = str(Path(__file__).parent.parent)
+#: The name of the user's model inside a module of ours.
+_INNER = "_traced_model"
 
 
 class TracedModel:
@@ -46,6 +49,7 @@ class TracedModel:
     def __init__(self, model: nn.Module, program: torch.export.ExportedProgram, inputs: ExampleInputs) -> None:
         self.model = model
         self.inputs = inputs
+        inline_regions(program.graph_module)
         self.graph: fx.Graph = program.graph
         self.tensors: dict[fx.Node, str] = {}
         self.constants: set[fx.Node] = set()
@@ -56,8 +60,8 @@ class TracedModel:
             spec = specs.get(node.name)
             if spec is None or spec.kind is InputKind.USER_INPUT:
                 self.user_inputs.append(node)
-            elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER) and spec.target in first_names:
-                self.tensors[node] = first_names[spec.target]
+            elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER) and _own_name(spec.target or "") in first_names:
+                self.tensors[node] = first_names[_own_name(spec.target or "")]
             else:
                 self.constants.add(node)
 
@@ -76,12 +80,12 @@ class TracedModel:
         """Canonical name of the innermost module whose forward the operator ran in; "" is the model itself."""
         stack = node.meta.get("nn_module_stack") or {}
         names = [str(path) for path, _ in stack.values()]
-        return canonical_name(names[-1]) if names else ""
+        return _own_name(names[-1]) if names else ""
 
     def modules_of(self, node: fx.Node) -> list[str]:
         """Canonical names of the modules whose forwards the operator ran in, outermost first."""
         stack = node.meta.get("nn_module_stack") or {}
-        return [canonical_name(str(path)) for path, _ in stack.values()]
+        return [_own_name(str(path)) for path, _ in stack.values()]
 
     def source_of(self, node: fx.Node) -> str:
         """``file.py:12 (the line)`` of the user's code the operator came from; "" where nothing is known."""
@@ -166,13 +170,38 @@ def trace(model: nn.Module, example_inputs: ExampleInputsLike) -> TracedModel:
         torch.backends.mha.set_fastpath_enabled(False)
         with evaluating(plain), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            program = torch.export.export(plain, inputs.args, dict(inputs.kwargs), strict=False)
+            program = _exported(plain, inputs)
     except MODEL_FAILURES as error:
         raise GraphError(_failure(plain, error)) from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
         torch.set_rng_state(rng)
     return TracedModel(plain, program, inputs)
+
+
+class _TensorsOnly(nn.Module):
+    """A model that returns an object torch does not know, with the tensors of that object as its outputs."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.add_module(_INNER, model)
+
+    def forward(self, *args: Any, **kwargs: Any) -> list[Tensor]:
+        return flat_tensors(getattr(self, _INNER)(*args, **kwargs))
+
+
+def _exported(model: nn.Module, inputs: ExampleInputs) -> torch.export.ExportedProgram:
+    try:
+        return torch.export.export(model, inputs.args, dict(inputs.kwargs), strict=False)
+    except RuntimeError as error:
+        if "not a known type" not in str(error):
+            raise
+    return torch.export.export(_TensorsOnly(model), inputs.args, dict(inputs.kwargs), strict=False)
+
+
+def _own_name(path: str) -> str:
+    """The canonical name in the user's model of what the traced program calls ``path``."""
+    return canonical_name(".".join(part for part in path.split(".") if part != _INNER))
 
 
 def _failure(model: nn.Module, error: Exception) -> str:
@@ -189,13 +218,13 @@ def _failure(model: nn.Module, error: Exception) -> str:
 
 
 def _first_names(model: nn.Module) -> Mapping[str, str]:
-    """Canonical name by full name, where tensors registered more than once have the first of their names."""
+    """The first canonical name of each tensor, by every canonical name it has."""
     first: dict[int, str] = {}
     names: dict[str, str] = {}
     for named in (model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)):
         for name, tensor in named:
             if isinstance(tensor, Tensor):
-                names[name] = first.setdefault(id(tensor), canonical_name(name))
+                names[canonical_name(name)] = first.setdefault(id(tensor), canonical_name(name))
     return names
 
 

@@ -13,11 +13,17 @@ from torch import Tensor, fx
 
 from distiller_ng.graph.coupling import Choice, Coupling, Pairs
 from distiller_ng.graph.labels import FIXED, LabelArray, Labels, compact
+from distiller_ng.graph.parameters import ParameterView
 from distiller_ng.graph.trace import TracedModel, arguments, op_name
 from distiller_ng.names import canonical_name
 
 __all__ = ["RULES", "Axis", "ParameterView", "Partition", "Rule", "Value", "Walker", "rule"]
 
+#: Operators that read nothing but the shape of some of their operands.
+_LOOK_AT_SHAPES = frozenset(
+    {"view_as", "reshape_as", "expand_as", "type_as", "to", "new_zeros", "new_ones", "new_full", "new_empty"}
+    | {"_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_size"}
+)
 #: Above this many elements a parameter is followed along its last dimension only.
 _LARGEST_FOLLOWED = 4_000_000
 
@@ -35,29 +41,20 @@ class Axis:
     feeds: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class ParameterView:
-    """A parameter or buffer, possibly with its dimensions in another order: ``dims[i]`` is dimension i's own number."""
-
-    name: str
-    shape: tuple[int, ...]
-    dims: tuple[int, ...]
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Partition:
-    """Channels an operator treats in groups: ``labels`` of shape (groups, members), of a weight called ``tensor``.
+    """Channels an operator treats in groups: ``labels`` of shape (groups, members), of a weight.
 
     ``within``: the dimension of the weight that holds the members of one group, None where it has no such dimension.
     """
 
-    tensor: str
+    weight: ParameterView
     labels: LabelArray
     within: int | None = None
     feeds: bool = True
 
 
-Value: TypeAlias = "Labels | ParameterView | tuple[Labels, ...]"
+Value: TypeAlias = "Labels | ParameterView | tuple[Labels | ParameterView, ...]"
 Rule: TypeAlias = "Callable[[Walker, fx.Node, dict[str, Any]], Value | None]"
 
 #: Rules by the operator's plain name, without a trailing underscore.
@@ -86,81 +83,102 @@ class Walker:
         self.coupling = Coupling()
         self.axes: list[Axis] = []
         self.partitions: list[Partition] = []
+        self._pinned: dict[tuple[str, int], str] = {}
         self._joint: list[tuple[ParameterView, LabelArray]] = []
         self._values: dict[fx.Node, Value] = {}
+        self._labelled: dict[fx.Node, Labels] = {}
+        self._asked: set[fx.Node] = set()
+        self._sizes: dict[str, tuple[int, ...]] = {}
+        self._modules = {canonical_name(name): module for name, module in traced.model.named_modules()}
         self._fallback = fallback
 
     def walk(self) -> None:
         """Apply every operator's rule, pin the model's outputs, and settle what is coupled."""
         for node in self.traced.graph.nodes:
-            if node.op == "placeholder":
+            if node.op in ("placeholder", "get_attr"):
                 self._values[node] = self._placeholder(node)
             elif node.op == "call_function":
                 self._step(node)
-            elif node.op == "get_attr":
-                self._values[node] = self.unlabelled(node)
         for node in self.traced.outputs:
             for labels in self.all_labels(node):
                 self.coupling.fix(labels.array, "it is part of the model's output")
+        self._tie_uses()
         self.coupling.resolve()
         for view, array in self._joint:
             self._settle_joint(view, array)
         for partition in self.partitions:
             roots = self.coupling.roots[partition.labels]
             if partition.within is not None and (roots == roots[:1]).all():
-                self.axes.append(Axis(partition.tensor, partition.within, partition.labels[0], partition.feeds))
+                self.axis(partition.weight, partition.within, partition.labels[0], feeds=partition.feeds)
+        self._tie_uses()
+        self.coupling.resolve()
 
     def _placeholder(self, node: fx.Node) -> Value:
         shape = _shape(node)
         name = self.traced.tensors.get(node)
         if name is not None:
-            return ParameterView(name, shape, tuple(range(len(shape))))
+            self._sizes[name] = shape
+            return ParameterView.of(name, shape)
         return Labels.none(shape)
 
     def _step(self, node: fx.Node) -> None:
-        if op_name(node) == "getitem":
+        name = op_name(node).rstrip("_")
+        if name == "getitem":
             source = self._values[node.args[0]]  # type: ignore[index]
             self._values[node] = source[node.args[1]] if isinstance(source, tuple) else source  # type: ignore[index]
             return
-        apply = RULES.get(op_name(node).rstrip("_"), self._fallback)
-        value = apply(self, node, arguments(node))
-        if value is None:
-            value = self.unlabelled(node)
-        self._values[node] = value
+        self._asked.clear()
+        value = RULES.get(name, self._fallback)(self, node, arguments(node))
+        self._values[node] = self.unlabelled(node) if value is None else value
+        for operand in node.all_input_nodes:
+            if operand not in self._asked and name not in _LOOK_AT_SHAPES:
+                for labels in self.results(operand):
+                    self.coupling.fix(labels.array, self.why(node, "it uses them in a way that is not followed"))
+
+    def _tie_uses(self) -> None:
+        """A tensor used several times has one set of channels; what is pinned has none."""
+        first: dict[tuple[str, int], Axis] = {}
+        for axis in self.axes:
+            key = (axis.tensor, axis.dim)
+            self.coupling.union(first.setdefault(key, axis).labels, axis.labels)
+            if key in self._pinned:
+                self.coupling.fix(axis.labels, self._pinned[key])
 
     # -- looking up -------------------------------------------------------------------------------------------------
 
     def value(self, node: fx.Node) -> Value:
         """What a node holds, as it is."""
+        self._asked.add(node)
         return self._values[node]
 
     def labels(self, argument: Any) -> Labels:
         """The labels of a tensor argument; a parameter gets labels of its own, one for each element."""
         if not isinstance(argument, fx.Node):
             return Labels.none((), zero=False)
-        value = self._values[argument]
-        if isinstance(value, tuple):
-            return value[0]
-        if isinstance(value, ParameterView):
-            value = self._labelled_parameter(value)
-            self._values[argument] = value
-        return value
+        return self.all_labels(argument)[0]
 
     def all_labels(self, node: fx.Node) -> list[Labels]:
         """The labels of every tensor a node holds."""
-        value = self._values[node]
-        return list(value) if isinstance(value, tuple) else [self.labels(node)]
+        value = self.value(node)
+        if isinstance(value, tuple):
+            return [self._labels_of(view) if isinstance(view, ParameterView) else view for view in value]
+        if isinstance(value, ParameterView):
+            if node not in self._labelled:
+                self._labelled[node] = self._labels_of(value)
+            return [self._labelled[node]]
+        return [value]
 
     def results(self, node: fx.Node) -> list[Labels]:
         """The labels a node was given; none for a parameter seen as it is."""
         value = self._values[node]
-        if isinstance(value, tuple):
-            return list(value)
-        return [value] if isinstance(value, Labels) else []
+        values = value if isinstance(value, tuple) else (value,)
+        return [labels for labels in values if isinstance(labels, Labels)]
 
     def parameter(self, argument: Any) -> ParameterView | None:
-        """The parameter or buffer an argument is, if it is one and still unlabelled."""
-        value = self._values.get(argument) if isinstance(argument, fx.Node) else None
+        """The parameters an argument is computed from entry by entry, if it is."""
+        if not isinstance(argument, fx.Node):
+            return None
+        value = self.value(argument)
         return value if isinstance(value, ParameterView) else None
 
     def unlabelled(self, node: fx.Node) -> Value:
@@ -182,18 +200,28 @@ class Walker:
 
     def has_integer(self, node: fx.Node, values: Iterable[int]) -> bool:
         """Whether modules whose forward the node ran in hold these integers as attributes, so that they can change."""
-        names = self.traced.modules_of(node)
         held: set[int] = set()
-        for name in names[-2:]:
-            held |= integers_of(self.traced.model.get_submodule(_raw(self.traced.model, name)))
+        for name in self.traced.modules_of(node)[-2:]:
+            held |= integers_of(self._modules[name]) if name in self._modules else set()
         return set(values) <= held
 
     # -- recording --------------------------------------------------------------------------------------------------
 
     def axis(self, view: ParameterView | None, dim: int, labels: LabelArray | None, *, feeds: bool = True) -> None:
         """Dimension ``dim`` of a parameter has these channels; nothing where either is None."""
-        if view is not None and labels is not None and labels.size == view.shape[dim]:
-            self.axes.append(Axis(view.name, view.dims[dim], labels, feeds))
+        if view is None or labels is None or labels.size != view.shape[dim]:
+            return
+        for name, own, start in view.along(dim):
+            whole = labels
+            if labels.size != self._sizes[name][own]:
+                whole = self.coupling.fresh(self._sizes[name][own])
+                whole[start : start + labels.size] = labels
+            self.axes.append(Axis(name, own, whole, feeds))
+
+    def pin(self, view: ParameterView, dims: Iterable[int], reason: str) -> None:
+        """Nothing can go from these dimensions of the parameters of a view."""
+        for dim in dims:
+            self._pinned.update({(name, own): reason for name, own, _ in view.along(dim)})
 
     def rectangle(self, labels: Labels, node: fx.Node) -> Labels:
         """What varies along several dimensions can only lose whole rows along one of them."""
@@ -229,21 +257,21 @@ class Walker:
 
     # -- parameters that take part element-wise -----------------------------------------------------------------------
 
-    def _labelled_parameter(self, view: ParameterView) -> Labels:
+    def _labels_of(self, view: ParameterView) -> Labels:
+        """Labels of its own for a parameter that takes part as data."""
         size = prod(view.shape)
         if size <= 1:
-            return Labels.none(view.shape, zero=True)
+            return Labels.none(view.shape, zero=view.zero)
         if size > _LARGEST_FOLLOWED:
             array = self.coupling.fresh(view.shape[-1]).reshape((1,) * (len(view.shape) - 1) + (-1,))
         else:
             array = self.coupling.fresh(size).reshape(view.shape)
-        labels = Labels(array, view.shape, zero=True)
+        labels = Labels(array, view.shape, zero=view.zero)
         self._joint.append((view, array))
         dims = labels.varying
         if len(dims) > 1:
-            self.coupling.choose(
-                Choice(array, rows_of(array, dims), f"parameter {view.name!r} can only lose whole rows")
-            )
+            reason = f"parameter {view.name!r} can only lose whole rows"
+            self.coupling.choose(Choice(array, rows_of(array, dims), reason))
         return labels
 
     def _settle_joint(self, view: ParameterView, array: LabelArray) -> None:
@@ -252,6 +280,8 @@ class Walker:
         if len(varying) == 1:
             index = tuple(slice(None) if d == varying[0] else 0 for d in range(array.ndim))
             self.axis(view, varying[0], array[index])
+        others = [d for d, size in enumerate(view.shape) if size > 1 and varying != [d]]
+        self.pin(view, others, f"parameter {view.name!r} can only lose whole rows")
 
 
 def rows_of(array: LabelArray, dims: Sequence[int]) -> tuple[Pairs, ...]:
@@ -286,14 +316,6 @@ def _aligned(labels: Labels, rank: int) -> Labels:
         return labels
     array = labels.array.reshape((1,) * missing + labels.array.shape)
     return Labels(array, (1,) * missing + labels.shape, labels.zero, labels.made)
-
-
-def _raw(model: torch.nn.Module, name: str) -> str:
-    """The name a submodule really has, from its canonical one."""
-    for raw, _ in model.named_modules():
-        if canonical_name(raw) == name:
-            return str(raw)
-    return ""
 
 
 def _shape(node: fx.Node) -> tuple[int, ...]:

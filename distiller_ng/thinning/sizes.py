@@ -105,8 +105,8 @@ def _sizes_of(module: nn.Module, groups: int | None) -> dict[str, Any] | None:
         cell = dict(module.named_parameters())
         return {"input_size": cell["weight_ih"].shape[1], "hidden_size": cell["weight_hh"].shape[1]}
     if isinstance(module, nn.RNNBase):
-        read, recur = module._flat_weights[:2]
-        return {"input_size": read.shape[1], "hidden_size": recur.shape[1]}
+        rnn = dict(module.named_parameters())
+        return {"input_size": rnn["weight_ih_l0"].shape[1], "hidden_size": rnn["weight_hh_l0"].shape[1]}
     return {} if isinstance(module, ThinnedMultiheadAttention) else None
 
 

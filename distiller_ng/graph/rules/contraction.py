@@ -8,21 +8,34 @@ import numpy as np
 from torch import fx
 
 from distiller_ng.graph.labels import Labels
+from distiller_ng.graph.parameters import ParameterView
 from distiller_ng.graph.rules.layers import refuse
-from distiller_ng.graph.walker import ParameterView, Value, Walker, rule
+from distiller_ng.graph.walker import Value, Walker, rule
 
 
 @rule("matmul", "bmm", "mm", "mv", "dot", "__matmul__")
 def matmul(walker: Walker, node: fx.Node, args: dict[str, Any]) -> Value | None:
     """(..., n, k) x (..., k, m); a parameter on the right is a linear layer."""
     left, right = node.all_input_nodes[0], node.all_input_nodes[-1]
-    view = walker.parameter(right)
-    if view is not None and len(view.shape) == 2 and walker.parameter(left) is None:
+    view, first = walker.parameter(right), walker.parameter(left)
+    if view is not None and first is not None and len(view.shape) == len(first.shape) == 2:
+        return _product_of_weights(walker, first, view, walker.shape(node))
+    if view is not None and len(view.shape) == 2 and first is None:
         return _projected(walker, node, walker.labels(left), view, None)
     a, b = walker.labels(left), walker.labels(right)
     if len(a.shape) < 2 or len(b.shape) < 2:
         return refuse(walker, node, args)
     return _product(walker, node, a, b)
+
+
+def _product_of_weights(walker: Walker, a: ParameterView, b: ParameterView, shape: tuple[int, ...]) -> ParameterView:
+    """A weight of low rank: the entries summed over are channels that only these two have."""
+    if a.shape[1] > 1:
+        inner = walker.coupling.fresh(a.shape[1])
+        walker.axis(a, 1, inner)
+        walker.axis(b, 0, inner, feeds=False)
+    views = [a.arranged(shape, (0, -1)), b.arranged(shape, (-1, 1))]
+    return ParameterView.combined(views, shape, zero=a.zero or b.zero)
 
 
 @rule("baddbmm", "addbmm")

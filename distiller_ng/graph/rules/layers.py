@@ -9,7 +9,8 @@ from torch import fx
 
 from distiller_ng.graph.coupling import Choice
 from distiller_ng.graph.labels import Labels
-from distiller_ng.graph.walker import ParameterView, Partition, Value, Walker, rows_of, rule
+from distiller_ng.graph.parameters import ParameterView
+from distiller_ng.graph.walker import Partition, Value, Walker, rows_of, rule
 
 _MIXED = "its input's channels are mixed with other dimensions"
 
@@ -21,7 +22,7 @@ def convolve(walker: Walker, node: fx.Node, args: dict[str, Any]) -> Value | Non
     data = walker.labels(args["input"])
     shape = walker.shape(node)
     if weight is None or (args["bias"] is not None and bias is None):
-        return refuse(walker, node, args)
+        return unclear_weight(walker, node, args)
     transposed = "transpose" in str(node.target)
     batched = len(shape) == len(weight.shape)
     channel = 1 if batched else 0
@@ -36,7 +37,7 @@ def convolve(walker: Walker, node: fx.Node, args: dict[str, Any]) -> Value | Non
     else:
         _grouped(walker, node, weight, (inputs, outputs), groups, transposed)
     walker.axis(bias, 0, outputs)
-    return _labelled(outputs, channel, shape)
+    return _labelled(outputs, channel, shape, _zero(weight, bias))
 
 
 def _grouped(walker: Walker, node: fx.Node, weight: ParameterView, ends: tuple[Any, Any], groups: int, t: bool) -> None:
@@ -62,8 +63,8 @@ def _grouped(walker: Walker, node: fx.Node, weight: ParameterView, ends: tuple[A
     rows, columns = (ins, out) if t else (out, ins)
     if rows.shape[1] * groups == weight.shape[0]:
         walker.axis(weight, 0, rows.reshape(-1) if rows.any() else None, feeds=not t)
-    members = weight.dims[1] if columns.any() and columns.shape[1] == weight.shape[1] > 1 else None
-    walker.partitions.append(Partition(weight.name, columns if columns.any() else rows, members, feeds=t))
+    members = 1 if columns.any() and columns.shape[1] == weight.shape[1] > 1 else None
+    walker.partitions.append(Partition(weight, columns if columns.any() else rows, members, feeds=t))
 
 
 @rule("linear")
@@ -71,7 +72,7 @@ def linear(walker: Walker, node: fx.Node, args: dict[str, Any]) -> Value | None:
     """Rows of the weight make channels, columns read them."""
     weight, bias = weight_of(walker, args["weight"]), weight_of(walker, args["bias"])
     if weight is None or len(weight.shape) != 2 or (args["bias"] is not None and bias is None):
-        return refuse(walker, node, args)
+        return unclear_weight(walker, node, args)
     shape = walker.shape(node)
     data = walker.labels(args["input"])
     data = walker.only_along(data, [len(data.shape) - 1], node, _MIXED)
@@ -79,7 +80,7 @@ def linear(walker: Walker, node: fx.Node, args: dict[str, Any]) -> Value | None:
     walker.axis(weight, 1, data.vector(len(data.shape) - 1), feeds=False)
     walker.axis(weight, 0, outputs)
     walker.axis(bias, 0, outputs)
-    return _labelled(outputs, len(shape) - 1, shape)
+    return _labelled(outputs, len(shape) - 1, shape, _zero(weight, bias))
 
 
 @rule("embedding")
@@ -87,16 +88,32 @@ def embedding(walker: Walker, node: fx.Node, args: dict[str, Any]) -> Value | No
     """Columns of the table make channels."""
     weight = weight_of(walker, args["weight"])
     if weight is None:
-        return refuse(walker, node, args)
+        return unclear_weight(walker, node, args)
     shape = walker.shape(node)
+    walker.pin(weight, [0], walker.why(node, "its rows are looked up by number"))
     outputs = walker.coupling.fresh(shape[-1]) if shape[-1] > 1 else None
     walker.axis(weight, 1, outputs)
-    return _labelled(outputs, len(shape) - 1, shape)
+    return _labelled(outputs, len(shape) - 1, shape, weight.zero)
 
 
 def weight_of(walker: Walker, argument: Any) -> ParameterView | None:
     """The parameter a layer's weight or bias is."""
     return walker.parameter(argument)
+
+
+def _zero(weight: ParameterView, bias: ParameterView | None) -> bool:
+    return weight.zero and (bias is None or bias.zero)
+
+
+def unclear_weight(walker: Walker, node: fx.Node, args: dict[str, Any]) -> Value | None:
+    """A layer whose weight is computed in a way that cannot be followed keeps its inputs and outputs."""
+    reason = walker.why(
+        node, "its weight is computed in forward, not entry by entry (remove the parametrization, or exclude the layer)"
+    )
+    for source in node.all_input_nodes:
+        for labels in walker.all_labels(source):
+            walker.coupling.fix(labels.array, reason)
+    return None
 
 
 @rule("*unknown*")
@@ -110,8 +127,8 @@ def refuse(walker: Walker, node: fx.Node, args: dict[str, Any]) -> Value | None:
     return None
 
 
-def _labelled(outputs: Any, dim: int, shape: tuple[int, ...]) -> Labels:
+def _labelled(outputs: Any, dim: int, shape: tuple[int, ...], zero: bool) -> Labels:
     if outputs is None:
-        return Labels.none(shape, zero=True)
+        return Labels.none(shape, zero=zero)
     sizes = [-1 if d == dim else 1 for d in range(len(shape))]
-    return Labels(outputs.reshape(sizes), shape, zero=True)
+    return Labels(outputs.reshape(sizes), shape, zero=zero)

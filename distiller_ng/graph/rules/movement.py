@@ -8,16 +8,19 @@ import numpy as np
 from torch import fx
 
 from distiller_ng.graph.labels import Labels, compact
-from distiller_ng.graph.rules.elementwise import unchanged
 from distiller_ng.graph.rules.layers import refuse
-from distiller_ng.graph.walker import ParameterView, Value, Walker, known, rule
+from distiller_ng.graph.walker import Value, Walker, known, rule
 
 
 @rule("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "_reshape_alias")
 def reshape(walker: Walker, node: fx.Node, args: dict[str, Any]) -> Value:
     """The same values in another shape; labels fold along."""
-    data = walker.labels(node.all_input_nodes[0])
     shape = walker.shape(node)
+    view = walker.parameter(node.all_input_nodes[0])
+    reshaped = None if view is None else view.reshaped(shape)
+    if reshaped is not None:
+        return reshaped
+    data = walker.labels(node.all_input_nodes[0])
     if not data.varying:
         return Labels.none(shape, zero=data.zero, made=data.made)
     groups = _factor(data.shape, shape)
@@ -76,7 +79,7 @@ def permute(walker: Walker, node: fx.Node, args: dict[str, Any]) -> Value:
         dims[first], dims[second] = dims[second], dims[first]
     view = walker.parameter(source)
     if view is not None:
-        return ParameterView(view.name, tuple(view.shape[d] for d in dims), tuple(view.dims[d] for d in dims))
+        return view.arranged([view.shape[d] for d in dims], dims)
     data = walker.labels(source)
     return Labels(data.array.transpose(dims), tuple(data.shape[d] for d in dims), data.zero, data.made)
 
@@ -91,8 +94,11 @@ def _movedim(walker: Walker, node: fx.Node, args: dict[str, Any]) -> Value:
 @rule("expand", "expand_as", "broadcast_to")
 def expand(walker: Walker, node: fx.Node, args: dict[str, Any]) -> Value:
     """Dimensions of size 1 are repeated, which says nothing new about channels."""
-    data = walker.labels(node.all_input_nodes[0])
     shape = walker.shape(node)
+    view = walker.parameter(node.all_input_nodes[0])
+    if view is not None:
+        return view.broadcast(shape)
+    data = walker.labels(node.all_input_nodes[0])
     array = data.array.reshape((1,) * (len(shape) - data.array.ndim) + data.array.shape)
     return Labels(array, shape, data.zero, data.made)
 
@@ -176,21 +182,33 @@ def roll(walker: Walker, node: fx.Node, args: dict[str, Any]) -> Value:
     """Shifted by a fixed number of places: channels cannot go from a dimension that is."""
     data = walker.labels(args["self"])
     dims = [int(d) % len(data.shape) for d in args["dims"]] or data.varying
+    shifts = args["shifts"] if isinstance(args["shifts"], list | tuple) else [args["shifts"]]
+    if len(dims) == len(shifts) and len(data.varying) == 1 and data.varying[0] in dims:
+        walker.coupling.fix(data.array, walker.why(node, "it is shifted by a fixed number of places"))
     return walker.coupling.tie(data, dims, walker.why(node, "it is shifted by a fixed number of places"))
 
 
 @rule("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like")
 def like(walker: Walker, node: fx.Node, args: dict[str, Any]) -> Value:
     """As large as another tensor."""
-    data = unchanged(walker, node, args)
-    labels = data if isinstance(data, Labels) else walker.labels(node.all_input_nodes[0])
-    return Labels(labels.array, labels.shape, "zeros" in str(node.target))
+    source = node.all_input_nodes[0]
+    zero = "zeros" in str(node.target)
+    if walker.parameter(source) is not None:
+        return Labels.none(walker.shape(node), zero=zero, made=True)
+    labels = walker.labels(source)
+    return Labels(labels.array, labels.shape, zero, made=not labels.varying)
 
 
 @rule("zeros", "ones", "full", "empty", "arange", "rand", "randn", "linspace", "eye", "scalar_tensor", "tril_indices")
 def factory(walker: Walker, node: fx.Node, args: dict[str, Any]) -> Value:
     """Made from sizes in the code."""
     return Labels.none(walker.shape(node), zero="zeros" in str(node.target), made=True)
+
+
+@rule("_assert_tensor_metadata", "_assert_scalar", "_assert_async")
+def checked(walker: Walker, node: fx.Node, args: dict[str, Any]) -> Value | None:
+    """Gives no result."""
+    return None
 
 
 @rule("new_zeros", "new_ones", "new_full", "new_empty")

@@ -7,6 +7,7 @@ from typing import Any
 from torch import fx
 
 from distiller_ng.graph.labels import Labels
+from distiller_ng.graph.parameters import ParameterView
 from distiller_ng.graph.rules.layers import refuse
 from distiller_ng.graph.walker import Partition, Value, Walker, rule
 
@@ -24,7 +25,8 @@ def per_channel(walker: Walker, node: fx.Node, args: dict[str, Any]) -> Value | 
             if view is None:
                 return refuse(walker, node, args)
             walker.axis(view, 0, vector)
-    affine = args.get("weight") is not None
+    weight = walker.parameter(args.get("weight"))
+    affine = weight is not None and weight.zero
     result = Labels(data.array, walker.shape(node), affine)
     return (
         result
@@ -53,7 +55,7 @@ def group_norm(walker: Walker, node: fx.Node, args: dict[str, Any]) -> Value | N
                 return refuse(walker, node, args)
             walker.axis(view, 0, vector)
             if name == "weight":
-                walker.partitions.append(Partition(view.name, members))
+                walker.partitions.append(Partition(view, members))
     return Labels(data.array, data.shape, args.get("weight") is not None)
 
 
@@ -73,6 +75,20 @@ def layer_norm(walker: Walker, node: fx.Node, args: dict[str, Any]) -> Value | N
             walker.axis(view, 0, data.vector(len(data.shape) - 1) if len(data.varying) == 1 else None)
     result = Labels(data.array, data.shape, args.get("weight") is not None)
     return result if "native" not in str(node.target) else (result, Labels.none((1,)), Labels.none((1,)))
+
+
+@rule("_weight_norm", "_weight_norm_interface")
+def weight_norm(walker: Walker, node: fx.Node, args: dict[str, Any]) -> Value | None:
+    """Directions divided by their norms: entries that are zero may go from a filter, whole filters may not."""
+    direction, scale = walker.parameter(args["v"]), walker.parameter(args["g"])
+    if direction is None or scale is None:
+        return refuse(walker, node, args)
+    text = (
+        "weight_norm divides by the norm of a filter, so that a filter of zeros is no number; call remove_weight_norm"
+    )
+    for view in (direction, scale):
+        walker.pin(view, [int(args["dim"]) % len(view.shape)], walker.why(node, text))
+    return ParameterView.combined([direction, scale], direction.shape, zero=True)
 
 
 @rule("local_response_norm")

@@ -9,6 +9,7 @@ import numpy as np
 from torch import fx
 
 from distiller_ng.graph.labels import Labels
+from distiller_ng.graph.parameters import ParameterView
 from distiller_ng.graph.rules.layers import refuse
 from distiller_ng.graph.walker import Value, Walker, rule
 
@@ -19,7 +20,8 @@ _COUNTED = "code counts its channels by number"
 def take_slice(walker: Walker, node: fx.Node, args: dict[str, Any]) -> Value | None:
     """A range of entries; what lies behind a range with fixed ends may go, what lies before its end may not."""
     source = args["self"] if "self" in args else args["input"]
-    data = walker.labels(source)
+    view = walker.parameter(source)
+    data = walker.labels(source) if view is None else _nothing_known(view)
     dim = int(args["dim"] or 0) % len(data.shape)
     size = data.shape[dim]
     if "length" in args:
@@ -27,6 +29,8 @@ def take_slice(walker: Walker, node: fx.Node, args: dict[str, Any]) -> Value | N
     else:
         start, end, step = args["start"] or 0, size if args["end"] is None else args["end"], int(args["step"] or 1)
     bounds = slice(int(start), int(end), step).indices(size)
+    if view is not None:
+        return _slice_of_weight(walker, node, view, dim, (int(start), int(end), step))
     if not data.varies(dim) or bounds == (0, size, 1):
         return Labels(data.array, walker.shape(node), data.zero, data.made)
     data = _counted(walker, node, data, dim, (int(start), int(end), step))
@@ -34,6 +38,31 @@ def take_slice(walker: Walker, node: fx.Node, args: dict[str, Any]) -> Value | N
         return Labels(data.array, walker.shape(node), data.zero)
     index = tuple(slice(*bounds) if d == dim else slice(None) for d in range(len(data.shape)))
     return Labels(data.array[index], walker.shape(node), data.zero)
+
+
+def _nothing_known(view: ParameterView) -> Labels:
+    return Labels.none(view.shape, zero=view.zero)
+
+
+def _along(walker: Walker, view: ParameterView, dim: int) -> Labels:
+    """Labels for one dimension of a weight that is about to be taken apart there."""
+    sizes = [-1 if d == dim else 1 for d in range(len(view.shape))]
+    return Labels(walker.coupling.fresh(view.shape[dim]).reshape(sizes), view.shape, view.zero)
+
+
+def _slice_of_weight(
+    walker: Walker, node: fx.Node, view: ParameterView, dim: int, bounds: tuple[int, int, int]
+) -> Value:
+    first, last, step = slice(*bounds).indices(view.shape[dim])
+    if (first, last, step) == (0, view.shape[dim], 1):
+        return view
+    if step != 1 or last <= first:
+        walker.pin(view, [dim], walker.why(node, _COUNTED))
+        return Labels.none(walker.shape(node), zero=view.zero)
+    if view.shape[dim] > 1:
+        data = _along(walker, view, dim)
+        walker.axis(view, dim, _counted(walker, node, data, dim, bounds).array.reshape(-1))
+    return view.narrowed(dim, first, last - first)
 
 
 def _counted(walker: Walker, node: fx.Node, data: Labels, dim: int, bounds: tuple[int, int, int]) -> Labels:
@@ -104,16 +133,21 @@ def unbind(walker: Walker, node: fx.Node, args: dict[str, Any]) -> Value:
 @rule("chunk", "split", "split_with_sizes", "tensor_split", "unsafe_split", "unsafe_chunk", "unsafe_split_with_sizes")
 def split(walker: Walker, node: fx.Node, args: dict[str, Any]) -> Value:
     """Parts of one dimension: equal ones lose the same places, others follow only where their sizes are attributes."""
-    data = walker.labels(args["self"])
+    view = walker.parameter(args["self"])
+    data = walker.labels(args["self"]) if view is None else _nothing_known(view)
     dim = int(args["dim"]) % len(data.shape)
     sizes = [int(part.shape[dim]) for part in node.meta["val"]]
+    starts = np.cumsum([0, *sizes]).tolist()
+    if view is not None:
+        data = _along(walker, view, dim)
+        walker.axis(view, dim, _split_fairly(walker, node, data, dim, sizes).array.reshape(-1))
+        return tuple(view.narrowed(dim, start, size) for start, size in zip(starts, sizes, strict=False))
     parts_of = [tuple(s if d == dim else n for d, n in enumerate(data.shape)) for s in sizes]
     if not data.varies(dim):
         return tuple(Labels(data.array, shape, data.zero, data.made) for shape in parts_of)
     data = _split_fairly(walker, node, data, dim, sizes)
     if not data.varies(dim):
         return tuple(Labels(data.array, shape, data.zero) for shape in parts_of)
-    starts = np.cumsum([0, *sizes])
     cut = [np.take(data.array, range(starts[i], starts[i + 1]), axis=dim) for i in range(len(sizes))]
     return tuple(Labels(array, shape, data.zero) for array, shape in zip(cut, parts_of, strict=True))
 
@@ -143,8 +177,15 @@ def gather(walker: Walker, node: fx.Node, args: dict[str, Any]) -> Value | None:
     by_element = "gather" in str(node.target) or "along" in str(node.target)
     if by_element and (walker.labels(index).varying or data.varying):
         return refuse(walker, node, args)
+    _not_counted(walker, node, [index])
     data = walker.coupling.tie(data, [dim], walker.why(node, _COUNTED))
     return Labels(data.array, walker.shape(node), data.zero)
+
+
+def _not_counted(walker: Walker, node: fx.Node, indices: Sequence[Any]) -> None:
+    """Tensors of positions keep their size."""
+    for tensor in indices:
+        walker.coupling.fix(walker.labels(tensor).array, walker.why(node, "its entries are positions"))
 
 
 @rule("index")
@@ -153,6 +194,7 @@ def index(walker: Walker, node: fx.Node, args: dict[str, Any]) -> Value | None:
     data = walker.labels(args["self"])
     indices = list(args["indices"])
     dims = [d for d, tensor in enumerate(indices) if tensor is not None]
+    _not_counted(walker, node, [indices[d] for d in dims])
     data = walker.coupling.tie(data, dims, walker.why(node, _COUNTED))
     shapes = [walker.shape(indices[d]) for d in dims]
     extra = len(np.broadcast_shapes(*shapes))

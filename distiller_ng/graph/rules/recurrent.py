@@ -30,14 +30,11 @@ def recurrent(walker: Walker, node: fx.Node, args: dict[str, Any]) -> Value | No
         return refuse(walker, node, args)  # projections
     hidden = first.shape[1]
     states = args["hx"] if isinstance(args["hx"], list | tuple) else [args["hx"]]
-    for state in states:
-        if not walker.labels(state).made:
-            walker.coupling.fix(walker.labels(state).array, walker.why(node, "it is a given initial state"))
     data = walker.labels(args["input"])
     data = walker.only_along(data, [len(data.shape) - 1], node, "its input's channels are mixed with other dimensions")
     units = walker.coupling.fresh(hidden) if hidden > 1 else np.zeros(1, np.int64)
-    if any(not walker.labels(state).made for state in states):
-        walker.coupling.fix(units, walker.why(node, "its initial state is given"))
+    for state in states:
+        _starts_with(walker, node, state, units)
     source = data.vector(len(data.shape) - 1)
     for layer in range(args["num_layers"]):
         for direction in range(directions):
@@ -45,6 +42,40 @@ def recurrent(walker: Walker, node: fx.Node, args: dict[str, Any]) -> Value | No
             _layer(walker, args["params"][at : at + per_layer], source, units, gates)
         source = np.tile(units, directions)
     return _outputs(walker, node, units, directions)
+
+
+def _starts_with(walker: Walker, node: fx.Node, state: Any, units: LabelArray) -> None:
+    """A state made in forward from sizes follows, one that carries channels shares them, any other stays."""
+    labels = walker.labels(state)
+    if labels.made and not labels.varying:
+        return
+    last = len(labels.shape) - 1
+    labels = walker.only_along(labels, [last], node, "the state's channels are mixed with other dimensions")
+    vector = labels.vector(last)
+    if vector is None or vector.size != units.size:
+        walker.coupling.fix(units, walker.why(node, "its initial state is given"))
+    else:
+        walker.coupling.union(units, vector)
+
+
+@rule("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
+def cell(walker: Walker, node: fx.Node, args: dict[str, Any]) -> Value | None:
+    """One step of one layer."""
+    gates = _GATES[str(node.target).split(".")[1].removesuffix("_cell")]
+    params = [args[name] for name in ("w_ih", "w_hh", "b_ih", "b_hh") if args.get(name) is not None]
+    recur = weight_of(walker, args["w_hh"])
+    if recur is None or any(weight_of(walker, p) is None for p in params) or recur.shape[1] < 2:
+        return refuse(walker, node, args)
+    units = walker.coupling.fresh(recur.shape[1])
+    for state in args["hx"] if isinstance(args["hx"], list | tuple) else [args["hx"]]:
+        _starts_with(walker, node, state, units)
+    data = walker.labels(args["input"])
+    last = len(data.shape) - 1
+    data = walker.only_along(data, [last], node, "its input's channels are mixed with other dimensions")
+    _layer(walker, params, data.vector(last), units, gates)
+    shape = walker.shape(node)
+    state = Labels(units.reshape((1,) * (len(shape) - 1) + (-1,)), shape, zero=True)
+    return (state, state) if isinstance(node.meta.get("val"), tuple | list) else state
 
 
 def _layer(walker: Walker, params: Any, source: LabelArray | None, units: LabelArray, gates: int) -> None:

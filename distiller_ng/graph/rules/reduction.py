@@ -7,20 +7,27 @@ from typing import Any
 from torch import fx
 
 from distiller_ng.graph.labels import Labels
+from distiller_ng.graph.parameters import ParameterView
+from distiller_ng.graph.trace import op_name
 from distiller_ng.graph.walker import Value, Walker, rule
 
 _REDUCED = ("mean", "amax", "amin", "max", "min", "var", "std", "prod", "norm", "linalg_vector_norm", "logsumexp")
 _MORE = ("argmax", "argmin", "any", "all", "median", "var_mean", "std_mean", "count_nonzero", "nansum", "nanmean")
+#: Of weights; a range of values nearly always holds zero.
+_ZEROS_ADD_NOTHING = ("sum", "amax", "amin", "max", "min", "norm", "linalg_vector_norm", "any", "count_nonzero")
 _MIXED = ("softmax", "log_softmax", "_softmax", "_log_softmax", "cumsum", "cumprod", "sort", "topk", "logcumsumexp")
 
 
 @rule("sum", *_REDUCED, *_MORE)
 def reduce(walker: Walker, node: fx.Node, args: dict[str, Any]) -> Value:
     """Dimensions that are reduced keep their size, unless it is a sum over channels that are zero."""
-    data = walker.labels(args["self"])
-    rank = len(data.shape)
+    rank = len(walker.shape(args["self"]))
     dims = _dims(args, rank)
     name = str(node.target).split(".")[1]
+    view = walker.parameter(args["self"])
+    if view is not None and not isinstance(node.meta.get("val"), tuple | list):
+        return _of_weight(walker, node, view, dims)
+    data = walker.labels(args["self"])
     if name == "sum" and data.zero and set(data.varying) <= set(dims):
         data = Labels.none(data.shape, zero=True)
     reason = walker.why(node, f"{name} runs across these channels")
@@ -32,6 +39,14 @@ def reduce(walker: Walker, node: fx.Node, args: dict[str, Any]) -> Value:
     result = Labels(array, shape, data.zero and name in ("sum", "mean", "amax", "amin", "max", "min"))
     several = isinstance(node.meta.get("val"), tuple | list)
     return tuple(result for _ in node.meta["val"]) if several else result
+
+
+def _of_weight(walker: Walker, node: fx.Node, view: ParameterView, dims: list[int]) -> ParameterView:
+    """A statistic of a weight, such as its quantizer's range; zeros change none of the kinds listed here."""
+    name = op_name(node)
+    if name not in _ZEROS_ADD_NOTHING:
+        walker.pin(view, dims, walker.why(node, f"{name} of a weight depends on how many entries it has"))
+    return view.reduced(walker.shape(node), dims)
 
 
 @rule(*_MIXED)

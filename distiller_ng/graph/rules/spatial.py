@@ -26,6 +26,8 @@ def spatial(walker: Walker, node: fx.Node, args: dict[str, Any]) -> Value:
     name = str(node.target).split(".")[1]
     last = next((rank for text, rank in _RANK.items() if text in name), len(data.shape) - 2)
     kept = range(len(data.shape) - last)
+    if "max_unpool" in name:
+        data = walker.merge([data, walker.labels(args["indices"])], data.shape, node, zero=data.zero)
     data = walker.only_along(data, kept, node, "it works across these dimensions")
     shape = walker.shape(node)
     keeps = "max_unpool" not in name and "grid" not in name
