@@ -55,6 +55,20 @@ DROP = {
     "mask_gradients": True,
 }
 
+
+def quantized(technique, cls, *, start=0, **settings):
+    """The same schedule, and a quantizer beside it."""
+    policy = {"quantizer": {"instance_name": "q"}, "starting_epoch": start, "ending_epoch": EPOCHS}
+    return {
+        **technique,
+        "quantizers": {"q": {"class": cls, **settings}},
+        "policies": [*technique["policies"], policy],
+    }
+
+
+LEVEL = pruner("SparsityLevelParameterPruner", levels=dict.fromkeys(WEIGHTS, 0.5))
+AGP = pruner("AutomatedGradualPruner", initial_sparsity=0.05, final_sparsity=0.8, weights=WEIGHTS)
+
 TECHNIQUES = {
     "level": pruner("SparsityLevelParameterPruner", levels=dict.fromkeys(WEIGHTS, 0.5)),
     "threshold": pruner("MagnitudeParameterPruner", thresholds={"*": 0.02}),
@@ -91,6 +105,18 @@ TECHNIQUES = {
         args={"keep_mask": True},
     ),
     "group_variance": regularizer("GroupVarianceRegularizer", reg_regims={"conv2.weight": [1e-6, "Channels"]}),
+    "level_dorefa": quantized(LEVEL, "DorefaQuantizer", bits_activations=8, bits_weights=4),
+    "level_wrpn_late": quantized(LEVEL, "WRPNQuantizer", start=2, bits_activations=8, bits_weights=4),
+    "agp_pact": quantized(AGP, "PACTQuantizer", start=1, bits_activations=8, bits_weights=8, act_clip_init_val=0.5),
+    "agp_lsq_weights": quantized(AGP, "LSQQuantizer", bits_activations=None, bits_weights=8),
+    "level_linear_weights": quantized(
+        LEVEL,
+        "QuantAwareTrainRangeLinearQuantizer",
+        bits_activations=None,
+        bits_weights=8,
+        bits_bias=None,
+        per_channel_wts=True,
+    ),
     "step_lr": learning_rate("StepLR", step_size=1, gamma=0.5),
     "one_cycle": learning_rate("OneCycleLR", max_lr=0.2, total_steps=EPOCHS),
     "plateau": learning_rate("ReduceLROnPlateau", patience=0, factor=0.5),

@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
@@ -241,6 +242,9 @@ class Quantizer(QuantizerControl, ABC):
     def _replace_modules(self) -> None:
         changes = Replacements(self._replacement, self.replacement_blacklist)
         changes.visit(self.model)
+        for change in changes:
+            change.module.train(change.original.training)
+            self._place(change.module)
         changes.apply_()
         for second, first in changes.shared:
             warnings.warn(
@@ -254,8 +258,6 @@ class Quantizer(QuantizerControl, ABC):
             self.modules_processed[change.original] = (change.name, change.module)
             mark(change.module, self.config)
             set_bypass(change.module, change.original)
-            change.module.train(change.original.training)
-            self._place(change.module)
             if not any(change.original.children()) and any(change.module.children()):
                 bits = self.module_qbits_map[change.name]
                 for inside, module in change.module.named_modules():
@@ -263,10 +265,12 @@ class Quantizer(QuantizerControl, ABC):
                 self.module_qbits_map[change.name] = QBits(bits.acts, None, None)
 
     def _place(self, module: nn.Module) -> None:
-        """Move a new module to where the model is, if that is one place."""
-        devices = {parameter.device for parameter in self.model.parameters()}
-        if len(devices) == 1:
-            module.to(devices.pop())
+        """Move a new module to where the model is, if that is one place; in a model of float64 it is that, too."""
+        parameters = list(self.model.parameters())
+        if len({parameter.device for parameter in parameters}) == 1:
+            module.to(parameters[0].device)
+        if parameters and all(parameter.dtype == torch.float64 for parameter in parameters):
+            module.double()
 
     def _replacement(self, module: nn.Module, name: str) -> nn.Module:
         """What stands in place of ``module``: itself, or what the replacement function makes of it."""

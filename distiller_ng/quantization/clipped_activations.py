@@ -35,7 +35,7 @@ class _Clipped(nn.Module, ABC):
 
     @abstractmethod
     def _step(self) -> Tensor:
-        """The width of one step, a float32 scalar without autograd history."""
+        """The width of one step, a scalar without autograd history: float32, or float64 in a model of that."""
 
     @property
     def levels(self) -> int:
@@ -107,7 +107,8 @@ class LearnedClippedLinearQuantization(_Clipped):
 
     def _step(self) -> Tensor:
         # A clip driven to 0 or below by decay clips everything; its step must still be a number to divide by.
-        clip = self.clip_val.detach().float().reshape(())
+        clip = self.clip_val.detach().reshape(())
+        clip = clip if clip.dtype == torch.float64 else clip.float()
         return clip.clamp(min=torch.finfo(torch.float32).tiny * 2**16) / self.levels
 
     def extra_repr(self) -> str:

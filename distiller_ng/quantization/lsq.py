@@ -124,7 +124,8 @@ class LSQQuantizer(Quantizer):
         tensor = getattr(module, parameter)
         axis = channel_axis(module, tensor) if self.per_channel_wts else None
         step = lsq_initial_step(tensor, bits, axis=axis)
-        module.register_parameter(f"{parameter}_{_STEP}", nn.Parameter(step.to(tensor.device)))
+        wide = tensor.dtype if tensor.dtype == torch.float64 else torch.float32
+        module.register_parameter(f"{parameter}_{_STEP}", nn.Parameter(step.to(tensor.device, wide)))
 
     def _get_new_optimizer_params_groups(self) -> list[dict[str, Any]]:
         names = (_STEP, f"weight_{_STEP}", f"bias_{_STEP}")
