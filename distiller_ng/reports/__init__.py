@@ -1,5 +1,6 @@
 """Reports: data first, then a printed table, CSV and JSON (layer 4)."""
 
+from distiller_ng.reports.activation_histograms import ActivationHistograms, activation_histograms_summary
 from distiller_ng.reports.compute import model_performance_summary, model_performance_tbl_summary
 from distiller_ng.reports.connectivity import (
     connectivity_summary,
@@ -31,8 +32,10 @@ from distiller_ng.reports.table import Table
 __all__ = [
     "PICTURES",
     "SUMMARIES",
+    "ActivationHistograms",
     "Table",
     "TrainingProgress",
+    "activation_histograms_summary",
     "attributes_summary",
     "attributes_summary_tbl",
     "connectivity_summary",
