@@ -20,7 +20,7 @@ from distiller_ng.registry import Registered, Registry
 __all__ = ["INJECTABLE", "ClassTable", "ComponentClass", "LRClasses", "RegistryTable"]
 
 #: What the library can provide to a constructor.
-INJECTABLE = frozenset({"name", "model", "optimizer", "teachers"})
+INJECTABLE = frozenset({"name", "model", "optimizer", "teachers", "example_inputs"})
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 

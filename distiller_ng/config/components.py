@@ -19,6 +19,7 @@ from distiller_ng.config.probing import Prober
 from distiller_ng.config.problems import Report
 from distiller_ng.config.spec import ComponentSpec
 from distiller_ng.errors import ArgumentError, ScheduleWarning, TargetError
+from distiller_ng.graph.inputs import ExampleInputsLike
 from distiller_ng.names import ParameterIndex
 
 __all__ = ["Builder", "located_warnings"]
@@ -66,6 +67,7 @@ class Builder:
     warn_unmatched: bool = False
     allow_user_classes: bool = False
     teachers: Mapping[str, nn.Module] = field(default_factory=dict)
+    example_inputs: ExampleInputsLike | None = None
 
     def build(self, spec: ComponentSpec, *, used: bool = True) -> Any:
         """The component, or None after its problems were reported.
@@ -116,8 +118,14 @@ class Builder:
         return None
 
     def _injected(self, found: ComponentClass, spec: ComponentSpec) -> dict[str, Any] | None:
-        own = {"name": spec.name, "model": self.model, "optimizer": self.optimizer, "teachers": self.teachers}
-        available: dict[str, Any] = {**own, **self.extra}
+        available: dict[str, Any] = {
+            "name": spec.name,
+            "model": self.model,
+            "optimizer": self.optimizer,
+            "teachers": self.teachers,
+            "example_inputs": self.example_inputs,
+            **self.extra,
+        }
         if "optimizer" in found.injected and available["optimizer"] is None:
             self.report.error(spec.path, f"{found.name} needs an optimizer, but none was given", at_key=True)
             return None

@@ -76,6 +76,7 @@ class ScheduleLoader:
             warn_unmatched=self._options.on_unmatched == "warn",
             allow_user_classes=self._options.allow_user_classes,
             teachers=self._options.teachers,
+            example_inputs=self._example_inputs(),
         )
         # A misspelt policy leaves a definition without use: its mistakes are mistakes all the same.
         is_certain = not self._spec.problems and all(find_instance(self._spec, p) for p in self._spec.policies)
@@ -91,6 +92,11 @@ class ScheduleLoader:
                 message = f"a schedule has at most {kind.most} {kind.noun}, this one defines more"
                 self._report.error(extra[0].path, message, at_key=True)
         return components
+
+    def _example_inputs(self) -> ExampleInputsLike | None:
+        if self._options.example_inputs is not None or self._options.scheduler is None:
+            return self._options.example_inputs
+        return self._options.scheduler.example_inputs
 
     def _plan(self, components: Components) -> list[PlannedPolicy]:
         """The policies in the order in which they are added."""

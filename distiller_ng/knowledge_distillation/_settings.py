@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from distiller_ng.errors import ArgumentError
-from distiller_ng.knowledge_distillation.base import DistillationLoss, check_positive, create_loss
+import torch
+from torch import nn
 
-__all__ = ["read_input_keys", "read_logits_loss", "read_output_keys", "read_shares"]
+from distiller_ng.errors import ArgumentError
+from distiller_ng.graph.inputs import ExampleInputs
+from distiller_ng.knowledge_distillation.base import DistillationLoss, check_positive, create_loss
+from distiller_ng.names import unwrap
+
+__all__ = ["read_input_keys", "read_logits_loss", "read_output_keys", "read_shares", "usual_inputs"]
 
 
 def read_logits_loss(spec: Any, temperature: float, class_dim: int | None) -> DistillationLoss | None:
@@ -68,3 +73,12 @@ def read_shares(weights: Any, count: int) -> list[float]:
         )
     checked = [check_positive("teacher_weights", weight) for weight in weights]
     return [weight / sum(checked) for weight in checked]
+
+
+def usual_inputs(model: nn.Module) -> ExampleInputs | None:
+    """Zeros of the model's ``input_shape``, where it has that attribute, as models of ``create_model`` do."""
+    shape = getattr(unwrap(model), "input_shape", None)
+    first = next(iter(model.parameters()), None)
+    if not isinstance(shape, tuple) or not shape or not all(isinstance(size, int) for size in shape) or first is None:
+        return None
+    return ExampleInputs((torch.zeros(shape, device=first.device, dtype=first.dtype),))

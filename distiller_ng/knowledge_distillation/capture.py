@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from distiller_ng.errors import LifecycleError
+from distiller_ng.graph.inputs import ExampleInputs
 from distiller_ng.knowledge_distillation.structures import tensors_in
 from distiller_ng.names import unwrap
 from distiller_ng.ops.modules import model_find_module
@@ -152,7 +153,7 @@ class Listener:
         self.recorder.close()
 
 
-def observe(model: nn.Module, example: tuple[Any, ...], layers: Iterable[str]) -> Call:
+def observe(model: nn.Module, example: ExampleInputs, layers: Iterable[str]) -> Call:
     """One pass of the bare model over ``example`` in eval mode, without gradients; its modes are given back."""
     bare = unwrap(model)
     modes = [(module, module.training) for module in bare.modules()]
@@ -163,7 +164,7 @@ def observe(model: nn.Module, example: tuple[Any, ...], layers: Iterable[str]) -
         listener.install()
         recorder.open()
         with torch.no_grad():
-            bare(*example)
+            example.call(bare)
         return recorder.calls()[-1]
     finally:
         listener.remove()

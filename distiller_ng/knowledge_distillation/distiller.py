@@ -2,37 +2,35 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from distiller_ng.errors import ArgumentError, ScheduleWarning, TargetError, did_you_mean
+from distiller_ng.errors import ArgumentError, did_you_mean
+from distiller_ng.graph.inputs import ExampleInputs, ExampleInputsLike, as_example_inputs
+from distiller_ng.knowledge_distillation._fit import check_places, warn_about_size
 from distiller_ng.knowledge_distillation._settings import (
     read_input_keys,
     read_logits_loss,
     read_output_keys,
     read_shares,
+    usual_inputs,
 )
 from distiller_ng.knowledge_distillation.base import LossSpec, check_positive
 from distiller_ng.knowledge_distillation.capture import Call, observe
-from distiller_ng.knowledge_distillation.pairs import FeaturePair, PairOptions, Place, SpatialWeight, read_pairs
+from distiller_ng.knowledge_distillation.pairs import FeaturePair, PairOptions, SpatialWeight, read_pairs
 from distiller_ng.knowledge_distillation.projections import Projections
 from distiller_ng.knowledge_distillation.structures import batch_size
 from distiller_ng.knowledge_distillation.teachers import AutocastType, TeacherSource, read_teachers
 from distiller_ng.knowledge_distillation.terms import Terms, TermSum, add_terms, feature_sides, logits_term
 from distiller_ng.knowledge_distillation.weights import read_loss_weights
-from distiller_ng.names import unwrap
-from distiller_ng.ops.modules import model_find_module
 from distiller_ng.registry import Registry
 
 __all__ = ["DISTILLERS", "Distiller", "KnowledgeDistiller"]
 
 DISTILLERS: Registry[Distiller] = Registry("distiller", "distiller_ng.knowledge_distillation")
-
-_GAP = 10  # teacher's parameters over the student's, above which distillation tends to help less
 
 
 class Distiller:
@@ -41,7 +39,7 @@ class Distiller:
     name: str
 
 
-@DISTILLERS.register("KnowledgeDistiller", injected=("name", "model", "teachers"))
+@DISTILLERS.register("KnowledgeDistiller", injected=("name", "model", "teachers", "example_inputs"))
 class KnowledgeDistiller(Distiller):
     """Trains a model towards one or more teachers: their logits, the outputs of their layers, or both.
 
@@ -74,6 +72,8 @@ class KnowledgeDistiller(Distiller):
         epsilon: added to the teacher's size when normalizing.
         teacher_input_keys: which of the model's named inputs the teacher is given. Default: all.
         autocast: the type the teacher is computed in. Default: as the model's own pass.
+        example_inputs: what a pass is called with, to learn the features' shapes before training. Default: zeros of the
+            model's ``input_shape`` where it has one, else the first minibatch.
 
     Raises :class:`TargetError` for layers that do not exist, with the nearest names. A teacher more than ten times the
     student's size is a :class:`ScheduleWarning`.
@@ -115,6 +115,7 @@ class KnowledgeDistiller(Distiller):
         epsilon: float = 1e-6,
         teacher_input_keys: Sequence[str] | None = None,
         autocast: AutocastType | None = None,
+        example_inputs: ExampleInputsLike | None = None,
     ) -> None:
         self.name = name
         self.temperature = check_positive("temperature", temperature)
@@ -147,9 +148,12 @@ class KnowledgeDistiller(Distiller):
         self.sources = read_teachers(written, teachers or {}, student=model)
         self.shares = read_shares(teacher_weights, len(self.sources))
         self.projections = Projections()
+        self._is_discovered = False
         if model is not None:
             self._check_layers(model)
-            _warn_about_size(model, self.sources)
+            if self.pairs:
+                self.discover(model, example_inputs)
+            warn_about_size(model, self.sources)
 
     # -- what the policy needs --------------------------------------------------------------------------------------
 
@@ -166,31 +170,34 @@ class KnowledgeDistiller(Distiller):
         """Install the teachers' hooks; raises :class:`TargetError` for layers that do not exist."""
         self._check_layers(student)
         for source in self.sources:
-            source.prepare(student, [p.layer for pair in self._pairs_of(source) for p in pair.teacher])
+            source.prepare(student, self._teacher_layers(source))
 
     def run_teachers(self, call: Call) -> list[Call]:
         """Every teacher's pass over the inputs of one pass of the student."""
         return [source.run(call, input_keys=self.input_keys, autocast=self.autocast) for source in self.sources]
 
-    def discover(self, student: nn.Module, example: tuple[Any, ...]) -> None:
-        """Make the projections that the pairs need, from one pass of student and teachers over ``example``.
+    def discover(self, student: nn.Module, example_inputs: ExampleInputsLike | None) -> None:
+        """Make the projections that the pairs need, from one pass of student and teachers over ``example_inputs``.
 
-        Everything runs in eval mode without gradients; the student's modes are given back.
+        Without them the model's ``input_shape`` is tried. Everything runs in eval mode without gradients; modes are
+        given back. Raises :class:`ArgumentError` for features that do not fit together.
         """
+        example = usual_inputs(student) if example_inputs is None else as_example_inputs(example_inputs)
+        if example is None or self._is_discovered:
+            return
         call = observe(student, example, [*self.student_layers(), *self._own_layers()])
-        taught = []
-        for source in self.sources:
-            if source.module is None:  # a copy of the student that is taken later
-                taught.append(call)
-            else:
-                source.begin(student)
-                taught.append(source.run(call, input_keys=self.input_keys, autocast=self.autocast))
+        given = ExampleInputs(example.args, self._inputs(example.kwargs))
+        taught = [
+            call if source.module is None else observe(source.module, given, self._teacher_layers(source))
+            for source in self.sources
+        ]
         for pair in self.pairs:
-            if pair.project:
-                ours, theirs = self._sides(pair, call, taught, student)
-                for mine, target in zip(ours, theirs, strict=True):
-                    for at, (one, other) in enumerate(zip(mine, target, strict=True)):
+            ours, theirs = self._sides(pair, call, taught, student)
+            for mine, target in zip(ours, theirs, strict=True):
+                for at, (one, other) in enumerate(zip(mine, target, strict=True)):
+                    if pair.project:
                         self._fit(pair, at, one, other)
+        self._is_discovered = True
 
     def terms(self, calls: Sequence[Call], taught: Sequence[Sequence[Call]], student: nn.Module) -> Terms:
         """The distances of one step: its passes, weighted by their number of samples."""
@@ -234,10 +241,16 @@ class KnowledgeDistiller(Distiller):
         except ArgumentError as error:
             raise ArgumentError(f"{pair.name}: {error}", argument=pair.argument) from None
 
+    def _teacher_layers(self, source: TeacherSource) -> list[str]:
+        return [place.layer for pair in self._pairs_of(source) for place in pair.teacher]
+
+    def _inputs(self, named: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in named.items() if not self.input_keys or key in self.input_keys}
+
     def _own_layers(self) -> list[str]:
         """Layers of teachers that are copies of the student."""
         own = [source for source in self.sources if source.module is None]
-        return [place.layer for source in own for pair in self._pairs_of(source) for place in pair.teacher]
+        return [layer for source in own for layer in self._teacher_layers(source)]
 
     def _source_index(self, pair: FeaturePair) -> int:
         return next(at for at, source in enumerate(self.sources) if pair in self._pairs_of(source))
@@ -260,34 +273,10 @@ class KnowledgeDistiller(Distiller):
                     f"{pair.name}: which of the teachers {names}? Write {{teacher: ..., source: {names[0]}}}",
                     argument=pair.argument,
                 )
-            _check_places(model, pair.student, "student", pair)
+            check_places(model, pair.student, "student", pair)
             theirs = self.sources[names.index(pair.source) if pair.source is not None else 0].layers_of(model)
-            _check_places(theirs, pair.teacher, "teacher", pair)
-
-
-def _check_places(model: nn.Module, places: Sequence[Place], whose: str, pair: FeaturePair) -> None:
-    for place in places:
-        if place.layer and model_find_module(model, place.layer) is None:
-            names = [name for name, _ in unwrap(model).named_modules() if name]
-            raise TargetError(
-                f"the {whose} has no layer {place.layer!r}. {did_you_mean(place.layer, names)}",
-                argument=(*pair.argument, whose) if isinstance(pair.argument[-1], int) else pair.argument,
-            )
+            check_places(theirs, pair.teacher, "teacher", pair)
 
 
 def _key(pair: FeaturePair, at: int) -> str:
     return pair.name if len(pair.student) == 1 else f"{pair.name} #{at}"
-
-
-def _warn_about_size(student: nn.Module, sources: Sequence[TeacherSource]) -> None:
-    mine = sum(p.numel() for p in student.parameters())
-    for source in sources:
-        theirs = 0 if source.module is None else sum(p.numel() for p in source.module.parameters())
-        if mine and theirs > _GAP * mine:
-            warnings.warn(
-                f"teacher {source.name!r} has {theirs / mine:.0f} times the student's parameters: over such a gap "
-                "distillation helps less. A teacher of a size in between, itself distilled from the large one, often "
-                "does better: see the teacher assistant in examples/distillation",
-                ScheduleWarning,
-                stacklevel=3,
-            )

@@ -82,9 +82,7 @@ class MutualDistiller(Distiller):
         if model is not None:
             shared = {id(p) for p in model.parameters()} & {id(p) for p in self.peer.parameters()}
             if unwrap(self.peer) is unwrap(model) or shared:
-                raise ArgumentError(
-                    "the peer and the model share parameters: they must be two models", argument=("peer",)
-                )
+                raise ArgumentError("the peer shares parameters with the model: give another one", argument=("peer",))
         if not any(p.requires_grad for p in self.peer.parameters()):
             warnings.warn(
                 f"no parameter of {peer!r} is trained (requires_grad): it is a teacher rather than a peer, for which "

@@ -164,9 +164,8 @@ class KnowledgeDistillationPolicy(Policy):
         if self._step is None:
             self._step = DistillationStep(self.distiller, ctx.model, self._criterion)
         self._step.install()
-        example = ctx.example_inputs if ctx.example_inputs is not None else _usual_inputs(self.student)
-        if self.distiller.pairs and example is not None:
-            self.distiller.discover(self.student, example)
+        if self.distiller.pairs:
+            self.distiller.discover(self.student, ctx.example_inputs)
         self._link.join(ctx.optimizer)
 
     def on_epoch_begin(self, ctx: StepContext) -> None:
@@ -277,12 +276,3 @@ class KnowledgeDistillationPolicy(Policy):
         self._is_begun = False
         if self._step is not None:
             self._step.release()
-
-
-def _usual_inputs(model: nn.Module) -> tuple[Any, ...] | None:
-    """Zeros of the model's ``input_shape``, where it says one, as models of ``create_model`` do."""
-    shape = getattr(unwrap(model), "input_shape", None)
-    first = next(iter(model.parameters()), None)
-    if not isinstance(shape, tuple) or not shape or not all(isinstance(size, int) for size in shape) or first is None:
-        return None
-    return (torch.zeros(shape, device=first.device, dtype=first.dtype),)

@@ -196,7 +196,7 @@ def test_memory_after_200_steps_equals_memory_after_2(parts, way):
         del output, loss
         if at in (1, 199):
             counts[at] = live_tensors()
-    assert counts[1] == counts[199]
+    assert counts[199] <= counts[1]  # other tests' garbage may go meanwhile
 
 
 def test_inputs_and_outputs_are_released_within_the_step(parts):
