@@ -22,7 +22,7 @@ class AdjacentsEntry:
     Also, not compared: ``module`` it runs in, ``call`` (which call of that module), ``shape`` of its first result;
     whether its result goes to something that is not listed, such as the model's output (``escapes``), whether it reads
     from an operation that is not listed (``joined``), whether a dropout, which is no operation here, comes behind it
-    (``dropped``), and whether other operations read a parameter or buffer it reads (``shares``).
+    (``dropped``), and whether other modules read a parameter or buffer it reads (``shares``).
     """
 
     op_meta: OpSimpleMetadata

@@ -15,7 +15,7 @@ from distiller_ng.graph.trace import TracedModel, arguments, op_name
 __all__ = [
     "MAC_OPERATORS",
     "Product",
-    "from_parameters",
+    "independent_of_inputs",
     "is_product_of_activations",
     "products_of",
     "shape_of",
@@ -46,7 +46,7 @@ def products_of(node: fx.Node) -> list[Product]:
 
 
 def is_product_of_activations(node: fx.Node, weights: set[fx.Node]) -> bool:
-    """Whether an operator multiplies two tensors neither of which is made of parameters (``weights``) alone."""
+    """Whether an operator multiplies two tensors that both depend on the model's inputs (``weights`` do not)."""
     name = op_name(node).rstrip("_")
     if name == "scaled_dot_product_attention":
         return True
@@ -56,12 +56,12 @@ def is_product_of_activations(node: fx.Node, weights: set[fx.Node]) -> bool:
     return not any(source in weights for source in node.all_input_nodes if source is not added)
 
 
-def from_parameters(traced: TracedModel) -> set[fx.Node]:
-    """Nodes that depend on parameters and buffers only, such as the transpose of a weight."""
-    found = set(traced.tensors)
-    for node in traced.nodes:
-        sources = node.all_input_nodes
-        if sources and all(source in found for source in sources):
+def independent_of_inputs(traced: TracedModel) -> set[fx.Node]:
+    """Nodes that no input of the model reaches: parameters, buffers, constants and what is computed from them alone."""
+    given = set(traced.user_inputs)
+    found: set[fx.Node] = set()
+    for node in traced.graph.nodes:
+        if node not in given and node.op != "output" and all(source in found for source in node.all_input_nodes):
             found.add(node)
     return found
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, fx, nn
 
 from distiller_ng.graph._onnx_types import is_passed_through, onnx_attributes, onnx_type
-from distiller_ng.graph._operator_macs import from_parameters, is_product_of_activations, products_of, shape_of
+from distiller_ng.graph._operator_macs import independent_of_inputs, is_product_of_activations, products_of, shape_of
 from distiller_ng.graph.trace import TracedModel, arguments, op_name
 
 __all__ = ["Edge", "ModuleNames", "SummaryBuilder"]
@@ -68,7 +68,7 @@ class SummaryBuilder:
         self._traced = traced
         self._names = names
         self._own_names = ModuleNames(traced.model)
-        self._weights = from_parameters(traced)
+        self._fixed = independent_of_inputs(traced)
         self._named = frozenset(traced.tensors.values())
         self._tensors: dict[fx.Node, list[str]] = {}
         self.ops: dict[str, dict[str, Any]] = {}
@@ -87,17 +87,23 @@ class SummaryBuilder:
 
     def _read(self, node: fx.Node) -> None:
         sources = node.all_input_nodes
-        if op_name(node) == "getitem":
+        if node in self._fixed:
+            # A weight made of several parameters is those; what has no inputs (zeros, arange) is a constant. Neither
+            # may take the name of the module it is computed in.
+            if sources:
+                self._tensors[node] = list(dict.fromkeys(id_ for source in sources for id_ in self._ids(source)))
+                for source in sources:
+                    self._describe(source)
+        elif op_name(node) == "getitem":
             ids = self._ids(sources[0])
             index = node.args[1]
             self._tensors[node] = [ids[index]] if isinstance(index, int) and len(ids) > 1 else ids
-        elif sources and is_passed_through(node):
+        elif is_passed_through(node):
             self._tensors[node] = self._ids(sources[0])
             if "dropout" in op_name(node):
                 self.dropped.update(self._tensors[node])
-        elif sources:
+        else:
             self._add(node, sources)
-        # What has no inputs (zeros, arange) is a constant: it must not take the name of the module it is made in.
 
     def _ids(self, node: fx.Node) -> list[str]:
         """The tensors a node holds; parameters and constants are named when they are first read."""
@@ -128,7 +134,7 @@ class SummaryBuilder:
             "inputs": ids,
             "outputs": outputs,
             "params": [id_ for id_ in ids if id_ in self._named],
-            "attrs": {**onnx_attributes(node), **_costs(node, kind, self._weights)},
+            "attrs": {**onnx_attributes(node), **_costs(node, kind, self._fixed)},
         }
         self.edges += [Edge(id_, name) for id_ in ids] + [Edge(name, id_) for id_ in outputs]
 
@@ -159,11 +165,11 @@ def _shapes(node: fx.Node) -> Iterator[tuple[int, ...]]:
         yield tuple(int(size) for size in item.shape) if isinstance(item, Tensor) else ()
 
 
-def _costs(node: fx.Node, kind: str, weights: set[fx.Node]) -> dict[str, Any]:
+def _costs(node: fx.Node, kind: str, fixed: set[fx.Node]) -> dict[str, Any]:
     """MACs and sizes, in numbers of values. Products of two activations are counted apart, as ``product_MACs``."""
     products = products_of(node)
     macs = sum(prod(f if isinstance(f, int) else shape_of(f[0])[f[1]] for f in product) for product in products)
-    of_activations = bool(products) and is_product_of_activations(node, weights)
+    of_activations = bool(products) and is_product_of_activations(node, fixed)
     found: dict[str, Any] = {"MACs": 0 if of_activations else macs}
     if of_activations:
         found["product_MACs"] = macs

@@ -158,7 +158,7 @@ def _obstacle(pair: Chain, tied: set[int]) -> str:
     if any(id(parameter) in tied for parameter in layer._parameters.values()):
         return "the layer's weight is tied to another"
     if any(entry.shares for entry in pair.entries):
-        return "other operations read their parameters too"
+        return "other modules or functions read their parameters too"
     if pair.entries[0].shape and len(pair.entries[0].shape) != _expected_rank(layer):
         return "it normalizes another dimension than the layer's channels"
     channels = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels

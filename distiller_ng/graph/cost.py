@@ -16,16 +16,15 @@ from torch import fx
 
 from distiller_ng.graph._operator_macs import (
     Product,
-    from_parameters,
+    independent_of_inputs,
     is_product_of_activations,
     products_of,
     shape_of,
     single_dimension,
 )
 from distiller_ng.graph._terms import SumOfProducts, Term
-from distiller_ng.graph.dependency import DependencyGraph, _fallback
+from distiller_ng.graph.dependency import DependencyGraph
 from distiller_ng.graph.labels import LabelArray
-from distiller_ng.graph.walker import ParameterView, Walker
 from distiller_ng.names import ParameterIndex
 
 __all__ = ["CostModel", "MacsCost", "ParamsCost"]
@@ -85,9 +84,10 @@ class MacsCost(_CountedCost):
     """Multiply-accumulates of one forward pass of the example inputs, whatever their batch.
 
     Counted are convolutions (transposed and grouped ones too), linear and bilinear layers, recurrent layers and cells,
-    and products of an activation with parameters written as ``x @ w`` or ``einsum``. Biases, norms and element-wise
-    operators are not. Products of two activations (``q @ k.T``, ``scaled_dot_product_attention``) are counted apart:
-    only with ``products=True``, as the compute summary leaves them out too.
+    and products of an activation with parameters written as ``x @ w`` or ``einsum``. Biases, norms, element-wise
+    operators and what computes a weight from parameters are not. Products of two activations (``q @ k.T``,
+    ``scaled_dot_product_attention``) are counted apart: only with ``products=True``, as the compute summary leaves
+    them out too.
 
     ``Conv2d(3, 8, 3, padding=1)`` on 1 x 3 x 4 x 4: 16 positions x 8 filters x 27 = 3456; 2 filters fewer: 2592.
     """
@@ -99,12 +99,14 @@ class MacsCost(_CountedCost):
         self.products = products
 
     def _terms(self, graph: DependencyGraph) -> list[Term]:
-        weights = from_parameters(graph.traced)
+        weights = independent_of_inputs(graph.traced)
         dimensions = _Dimensions(graph)
         terms = []
         for node in graph.traced.nodes:
             products = products_of(node)
-            if not products or (not self.products and is_product_of_activations(node, weights)):
+            if not products or node in weights:
+                continue
+            if not self.products and is_product_of_activations(node, weights):
                 continue
             layer = graph.traced.module_of(node)
             terms += [dimensions.term(layer, product) for product in products]
@@ -140,7 +142,6 @@ class _Dimensions:
 
     def __init__(self, graph: DependencyGraph) -> None:
         self._graph = graph
-        self._walker: Walker | None = None
 
     def term(self, layer: str, product: Product) -> Term:
         """One product with everything that never loses channels multiplied out."""
@@ -159,19 +160,13 @@ class _Dimensions:
 
     def channels(self, node: fx.Node, dim: int) -> LabelArray | None:
         """Channel number of each index of a node's dimension; None where none can go."""
-        name = self._graph.traced.tensors.get(node)
-        if name is not None:
-            return self._graph.axes.get((name, dim))
-        value = self._walked().value(node)
-        if isinstance(value, tuple):
-            value = value[0]
-        if isinstance(value, ParameterView):
-            return self._graph.axes.get((value.name, value.dims[dim]))
-        return single_dimension(self._graph._roots[value.array], dim)
-
-    def _walked(self) -> Walker:
-        """The graph keeps the channels of parameters only; walking again numbers them as it did the first time."""
-        if self._walker is None:
-            self._walker = Walker(self._graph.traced, _fallback)
-            self._walker.walk()
-        return self._walker
+        walker = self._graph._walker
+        view = walker.parameter(node)
+        if view is not None:
+            for name, own_dim, start in view.along(dim):
+                found = self._graph.axes.get((name, own_dim))
+                if found is not None:
+                    return found[start : start + view.shape[dim]]
+            return None
+        results = walker.results(node)
+        return single_dimension(self._graph._roots[results[0].array], dim) if results else None

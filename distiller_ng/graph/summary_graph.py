@@ -288,5 +288,7 @@ class SummaryGraph:
             escapes=returned or any(other not in kept for other in after),
             joined=any(other not in kept for other in before),
             dropped=not self._dropped.isdisjoint(outputs),
-            shares=any(len(self._after[id_]) > 1 for id_ in self.ops[name]["params"]),
+            shares=any(
+                self._calls[o] != self._calls[name] for id_ in self.ops[name]["params"] for o in self._after[id_]
+            ),
         )

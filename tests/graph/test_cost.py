@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import parametrizations
 
 from distiller_ng.errors import ArgumentError
 from distiller_ng.graph.cost import CostModel, MacsCost, ParamsCost
@@ -257,6 +258,39 @@ def test_wrapped_and_unused_parts():
     graph = DependencyGraph.trace(model, torch.randn(1, 2, 8))
     assert MacsCost().by_layer(graph) == {"0": 6 * 4 * 6, "2": 6 * 4}
     assert ParamsCost().of(graph) == 28 + 5 + 12
+
+
+class Masked(nn.Module):
+    """Weights that are computed, sliced and transposed before a layer uses them."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = parametrizations.weight_norm(nn.Conv2d(3, 6, 1))
+        self.second = parametrizations.spectral_norm(nn.Conv2d(6, 4, 1))
+        self.both = nn.Parameter(torch.randn(10, 4))
+
+    def forward(self, x):
+        x = self.second(self.first(x)).mean((2, 3))
+        x = F.linear(x, self.both[:7]).relu()
+        return x[:, :4] @ (self.both[:3].t() @ self.both[3:6])
+
+
+def test_weights_that_are_computed():
+    torch.manual_seed(0)
+    graph = DependencyGraph.trace(Masked(), torch.randn(2, 3, 5, 5))
+    costs = MacsCost().by_layer(graph)
+    assert costs == {"first": 50 * 18, "second": 50 * 24, "": 2 * 4 * 7 + 2 * 4 * 4}
+    channels = graph.channels_of("first.parametrizations.weight.original1", 0)
+    removed = {int(channels[0]), int(channels[4])} - graph.frozen
+    if removed:
+        assert MacsCost().by_layer(graph, removed)["first"] == 50 * 3 * (6 - len(removed))
+
+
+def test_cross_attention_uses_parts_of_one_weight():
+    model = nn.Transformer(8, 2, 1, 1, 16, batch_first=True)
+    inputs = (torch.randn(1, 4, 8), torch.randn(1, 3, 8))
+    graph = DependencyGraph.trace(model, inputs)
+    assert MacsCost().of(graph) == sum(cost.macs for cost in layer_costs(model, inputs)) == 4480
 
 
 def test_unbatched_convolution():

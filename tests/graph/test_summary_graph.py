@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import parametrizations
 
 import distiller_ng as distiller
 from distiller_ng.errors import ArgumentError, GraphError
@@ -339,6 +340,28 @@ def test_products_of_activations_are_counted_apart():
     assert kinds == ["Attention", "Transpose", "MatMul", "Softmax", "MatMul", "Add"]
     assert graph.get_attr("MACs") == [0] * 6
     assert graph.get_attr("product_MACs") == [300, 150, 150]
+
+
+def test_what_no_input_reaches_is_no_operation():
+    class Constant(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = parametrizations.weight_norm(nn.Conv2d(3, 4, 1))
+            self.place = nn.Parameter(torch.zeros(1, 9, 1, 1))
+
+        def forward(self, x):
+            return self.conv(x) + self.place[:, :4] + torch.arange(4).view(4, 1, 1) * 2
+
+    graph = SummaryGraph(Constant(), torch.randn(1, 3, 5, 5))
+    assert [(op["name"], op["type"]) for op in graph.ops.values()] == [
+        ("conv", "Conv"), ("top_level_op", "Add"), ("top_level_op_Add_1", "Add"),
+    ]  # fmt: skip
+    originals = [f"conv.parametrizations.weight.original{n}" for n in (1, 0)]
+    assert graph.find_op("conv")["params"] == [*originals, "conv.bias"]
+    assert graph.param_shape(originals[0]) == (4, 3, 1, 1)
+    assert graph.find_op("conv")["attrs"]["weights_vol"] == 12
+    assert graph.find_op("top_level_op")["inputs"] == ["conv:0", "place"]
+    assert graph.param_shape("place") == (1, 9, 1, 1)
 
 
 def test_what_is_changed_in_place_is_read_changed():
