@@ -31,8 +31,6 @@ DISTILLATION_LOSSES: Registry[DistillationLoss] = Registry("distillation loss", 
 
 #: What must agree: everything; all but the channels; the channels alone; or the batch alone.
 Alignment: TypeAlias = Literal["shape", "positions", "channels", "batch"]
-#: How a loss is written: its name, ``{"class": name, **arguments}``, or the object.
-LossSpec: TypeAlias = "str | Mapping[str, Any] | DistillationLoss"
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -124,6 +122,10 @@ class ElementwiseLoss(DistillationLoss):
         with without_autocast(student.device.type):
             target = _widened(teacher.detach().to(student.device))
             return (self.elements(_widened(student), target) * weights.detach().to(student.device)).mean()
+
+
+#: How a loss is written: its name, ``{"class": name, **arguments}``, or the object.
+LossSpec: TypeAlias = str | Mapping[str, Any] | DistillationLoss
 
 
 def create_loss(spec: LossSpec, **defaults: Any) -> DistillationLoss:

@@ -24,7 +24,7 @@ __all__ = ["FeaturePair", "PairOptions", "Place", "SpatialWeight", "attention_we
 
 #: ``"none"``, ``"attention"``, or a function of the student's and the teacher's features that returns weights which
 #: broadcast to them, e.g. ``[N, 1, H, W]``.
-SpatialWeight: TypeAlias = "str | Callable[[Tensor, Tensor], Tensor]"
+SpatialWeight: TypeAlias = str | Callable[[Tensor, Tensor], Tensor]
 
 _SPATIAL = ("none", "attention")
 _KEYS = ("student", "teacher", "loss", "gain", "normalize", "spatial_weight", "project", "epsilon", "source")

@@ -13,7 +13,7 @@ from distiller_ng.errors import ArgumentError, did_you_mean
 __all__ = ["DistillationLossWeights", "Weight", "check_weight", "read_loss_weights", "weight_at"]
 
 #: A number, ``{epoch: number}`` with straight lines between the epochs, or a function of the epoch (with fractions).
-Weight: TypeAlias = "float | Mapping[float, float] | Callable[[float], float]"
+Weight: TypeAlias = float | Mapping[float, float] | Callable[[float], float]
 
 
 class DistillationLossWeights(NamedTuple):

@@ -180,7 +180,7 @@ class KnowledgeDistillationPolicy(Policy):
         """From here on the student's passes are noted."""
         if not self._is_begun:
             self._begin()
-        self._running().open()
+        self._running().open(ctx.position.fraction)
         self._link.join(ctx.optimizer)
         self._link.begin_step()
 
