@@ -61,19 +61,8 @@ _EARLY_EXIT = (
     "early exit",
     (("--earlyexit_lossweights", "*"), ("--earlyexit_thresholds", "*")),
 )
-_GREEDY = (
-    "Greedy pruning",
-    "greedy pruning",
-    (
-        ("--greedy", 0),
-        ("--greedy-ft-epochs", None),
-        ("--greedy-target-density", None),
-        ("--greedy-pruning-step", None),
-        ("--greedy-finetuning-policy", None),
-    ),
-)
 _APPLICATION = (_SENSE, _STRUCTURE, _EXPORT, _SERIALIZED, _PTQ)
-_EXAMPLE = (_EARLY_EXIT, _GREEDY)
+_EXAMPLE = (_EARLY_EXIT,)
 _FEATURES = {"application": _APPLICATION, "lapq": (_LAPQ,), "example": _EXAMPLE}
 
 

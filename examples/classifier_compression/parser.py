@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from distiller_ng.apputils.classifier_greedy import add_greedy_arguments
 from distiller_ng.apputils.unavailable import add_unavailable_arguments
 from distiller_ng.knowledge_distillation import add_distillation_args
 from distiller_ng.models import model_names
@@ -17,5 +18,6 @@ def add_cmdline_args(parser: argparse.ArgumentParser) -> argparse.ArgumentParser
         help="also write a checkpoint of the model before training (for lottery-ticket experiments)",
     )
     add_distillation_args(parser, model_names(), enable_pretrained=True)
+    add_greedy_arguments(parser)
     add_unavailable_arguments(parser, "example")
     return parser

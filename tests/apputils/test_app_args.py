@@ -112,7 +112,6 @@ def test_bad_values_exit_with_code_2(arguments, message, capsys):
         (["--sense", "filter"], "sensitivity"),
         (["--sense-range", "0", "0.9", "0.1"], "sensitivity"),
         (["--export-onnx"], "ONNX"),
-        (["--greedy"], "greedy"),
         (["--earlyexit_thresholds", "1.0", "0.5"], "early exit"),
     ],
 )
