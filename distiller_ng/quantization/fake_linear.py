@@ -22,6 +22,7 @@ from distiller_ng.ops.linear_quantization import (
     scale_and_zero_point,
     storage_dtype,
 )
+from distiller_ng.ops.snapshot import snapshot
 from distiller_ng.quantization._replicas import largest_of_replicas
 from distiller_ng.quantization.ste import round_ste
 
@@ -104,7 +105,7 @@ class FakeLinearQuantization(nn.Module):
         step, offset = self.step, self.offset
         if self.training and self.observing:
             # The next call changes them in place, and backward still needs these: a module may be used twice.
-            step, offset = step.clone(), offset.clone()
+            step, offset = snapshot(step), snapshot(offset)
         return QuantizationParameters(step, offset, *quantized_range(self.num_bits, self.mode))
 
     def train(self, mode: bool = True) -> FakeLinearQuantization:

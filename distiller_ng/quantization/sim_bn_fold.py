@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from distiller_ng.errors import ArgumentError
+from distiller_ng.ops.snapshot import snapshot
 from distiller_ng.quantization._folding import check_foldable, correction, is_frozen_norm, run_layer, scaled_weight
 
 __all__ = ["FREEZE_BN_DELAY_DEFAULT", "SimulatedFoldedBatchNorm"]
@@ -129,7 +130,7 @@ class SimulatedFoldedBatchNorm(nn.Module):
             )
         variance, mean = torch.var_mean(values, dim=dims, correction=0)
         self._update_running(mean.detach(), variance.detach() * (count / (count - 1)))
-        sigma_running = self._sigma()
+        sigma_running = snapshot(self._sigma())  # the next batch updates it in place, maybe before backward
         reciprocal = torch.rsqrt(variance + float(self.bn.eps))  # type: ignore[arg-type]
         folded = self._quantized(scaled_weight(self.param_module, weight, gamma / sigma_running))
         bias = self._quantized(beta - gamma * mean * reciprocal)

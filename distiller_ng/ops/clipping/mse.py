@@ -32,7 +32,7 @@ def mse_range(
 ) -> tuple[Tensor, Tensor]:
     """The range ``low .. high`` whose quantization has the least mean squared error: scalars, or ``[C]`` with ``axis``.
 
-    For 1000 values of a standard Gauss distribution and 4 bits, symmetric: about ``-2.6 .. 2.6`` of ``-3.2 .. 3.2``.
+    For many values of a standard Gauss distribution and 4 bits, symmetric: about ``-2.56 .. 2.56``.
 
     Raises :class:`ArgumentError` for an empty tensor, NaN or infinity, an axis that does not exist and wrong bits.
     """
