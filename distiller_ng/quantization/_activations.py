@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any, cast
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from distiller_ng.quantization._derived import Derived, derive_, underive_
+
 __all__ = ["PausedModule", "pause_", "resume_", "set_bypass", "touched"]
 
 
-class PausedModule(nn.Module):
+class PausedModule(Derived):
     """What the subclasses made here add to a module's own class: ``forward`` is that of what it replaced.
 
     Parameters, buffers and names are those of the module itself, so an optimizer or a data-parallel wrapper sees them
@@ -20,6 +21,7 @@ class PausedModule(nn.Module):
     module, or its path inside this one.
     """
 
+    prefix: ClassVar[str] = "Paused"
     bypass: nn.Module | str
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -32,10 +34,6 @@ class PausedModule(nn.Module):
         """The module's own description, and that it waits."""
         return ", ".join(part for part in (super().extra_repr(), "paused") if part)
 
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        # The class cannot be found by its name, so copies and pickles make it again.
-        return _rebuild, (_own_class(type(self)),), dict(self.__dict__)
-
 
 def set_bypass(module: nn.Module, original: nn.Module) -> None:
     """Note how ``module`` can still compute what ``original`` did: by a part of itself, or the original itself."""
@@ -46,14 +44,12 @@ def set_bypass(module: nn.Module, original: nn.Module) -> None:
 
 def pause_(module: nn.Module) -> None:
     """Make ``module``, in place, compute what its bypass does until :func:`resume_`; of it only the class changes."""
-    if not isinstance(module, PausedModule):
-        module.__class__ = _paused_class(type(module))  # type: ignore[arg-type]
+    derive_(module, PausedModule)
 
 
 def resume_(module: nn.Module) -> None:
     """Undo :func:`pause_`."""
-    if isinstance(module, PausedModule):
-        module.__class__ = _own_class(type(module))  # type: ignore[assignment]
+    underive_(module, PausedModule)
 
 
 def touched(output: Any, module: nn.Module) -> Any:
@@ -68,17 +64,3 @@ def touched(output: Any, module: nn.Module) -> Any:
     if not (dist.is_available() and dist.is_initialized()):
         return output
     return output + sum(parameter.sum() * 0 for parameter in waiting).to(output.dtype)  # type: ignore[union-attr]
-
-
-@cache
-def _paused_class(cls: type[Any]) -> type[nn.Module]:
-    return type(f"Paused{cls.__name__}", (PausedModule, cls), {"__module__": cls.__module__})
-
-
-def _own_class(cls: type[nn.Module]) -> type[nn.Module]:
-    return cast(type[nn.Module], cls.__mro__[cls.__mro__.index(PausedModule) + 1])
-
-
-def _rebuild(cls: type[nn.Module]) -> nn.Module:
-    paused = _paused_class(cls)  # type: ignore[arg-type]
-    return paused.__new__(paused)

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, ClassVar, NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from distiller_ng.errors import ArgumentError, LifecycleError
 from distiller_ng.ops.linear_quantization import QuantizationParameters
 from distiller_ng.quantization._activations import touched
+from distiller_ng.quantization._derived import Derived, derive_
 from distiller_ng.quantization.q_utils import FP_BKP_PREFIX
 
 __all__ = [
@@ -88,15 +88,17 @@ class ParameterQuantization:
         return self  # immutable, and the function may belong to a quantizer that no model's copy should drag along
 
 
-class QuantizedLayer(nn.Module):
+class QuantizedLayer(Derived):
     """What the subclasses made here add to a layer's own class.
 
     Attributes: ``quantized_parameters`` maps ``weight`` and ``bias`` to how they are quantized; ``is_quantizing`` is
     False until training with quantization starts; ``float_weight`` and ``float_bias`` are the parameters, whatever
     ``weight`` shows (Distiller's names). Where there are children ``input_quant`` and ``output_quant``, the first
-    positional input and the output go through them.
+    positional input and the output go through them. With a ``folded_norm`` the layer also does what the batch norm
+    behind it did, and what is quantized are weight and bias with the norm folded in.
     """
 
+    prefix: ClassVar[str] = "Quantized"
     quantized_parameters: dict[str, ParameterQuantization]
     is_quantizing: bool
 
@@ -107,7 +109,8 @@ class QuantizedLayer(nn.Module):
         before, after = self._modules.get("input_quant"), self._modules.get("output_quant")
         if before is not None and args:
             args = (before(args[0]), *args[1:])
-        output = self._on_quantized_parameters(*args, **kwargs)
+        fold = self.__dict__.get("folded_norm")
+        output = self._on_quantized_parameters(*args, **kwargs) if fold is None else fold(self, *args)
         return output if after is None else after(output)
 
     def _on_quantized_parameters(self, *args: Any, **kwargs: Any) -> Any:
@@ -126,12 +129,18 @@ class QuantizedLayer(nn.Module):
 
     def quantized(self, name: str) -> Tensor | None:
         """The tensor the layer computes with in place of the parameter ``name``; None for a bias it does not have."""
-        parameter = self.full_precision(name)
+        parameter = self.folded(name)
         return None if parameter is None else self.quantized_parameters[name](self, name, parameter)
+
+    def folded(self, name: str) -> Tensor | None:
+        """The parameter, or what it becomes with the batch norm folded in."""
+        fold = self.__dict__.get("folded_norm")
+        folded: Tensor | None = self.full_precision(name) if fold is None else fold.folded(self)[name]
+        return folded
 
     def quantization_parameters(self, name: str = "weight") -> QuantizationParameters | None:
         """The grid of a parameter as it is now, as exporters need it; None where the method has no uniform one."""
-        how, parameter = self.quantized_parameters.get(name), self.full_precision(name)
+        how, parameter = self.quantized_parameters.get(name), self.folded(name)
         grid = getattr(how.function, "grid", None) if how is not None else None
         if how is None or grid is None or parameter is None:
             return None
@@ -141,7 +150,7 @@ class QuantizedLayer(nn.Module):
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         with torch.no_grad():  # what a function notes down about the parameter belongs to its present values
             for name, how in self.quantized_parameters.items():
-                if hasattr(how.function, "store") and self.full_precision(name) is not None:
+                if hasattr(how.function, "store") and self.folded(name) is not None:
                     self.quantized(name)
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
@@ -178,13 +187,13 @@ class QuantizedLayer(nn.Module):
         bits = ", ".join(f"{name}_bits={how.num_bits}" for name, how in self.quantized_parameters.items())
         return ", ".join(part for part in (super().extra_repr(), bits) if part)
 
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        # The class cannot be found by its name, so copies and pickles make it again.
+    def portable_state(self) -> dict[str, Any]:
+        """Without tensors that :meth:`publish` shows: they have a history, and belong to these parameters."""
         own = dict(self.__dict__)
         for name in self.quantized_parameters:
             if self._parameters.get(name) is not None:
                 own.pop(name, None)
-        return _rebuild, (_original_class(type(self)),), own
+        return own
 
 
 def quantized_layer_(module: nn.Module) -> QuantizedLayer:
@@ -194,7 +203,7 @@ def quantized_layer_(module: nn.Module) -> QuantizedLayer:
     """
     check_shapes(module)
     if not isinstance(module, QuantizedLayer):
-        module.__class__ = _quantized_class(type(module))  # type: ignore[arg-type]
+        derive_(module, QuantizedLayer)
         module.__dict__.update(quantized_parameters={}, is_quantizing=True)
     return cast(QuantizedLayer, module)
 
@@ -223,22 +232,6 @@ def quantize_flow_(
         if part is not None:
             layer.add_module(name, part.train(module.training))
     return layer
-
-
-@cache
-def _quantized_class(cls: type[Any]) -> type[nn.Module]:
-    return type(f"Quantized{cls.__name__}", (QuantizedLayer, cls), {"__module__": cls.__module__})
-
-
-def _original_class(cls: type[nn.Module]) -> type[nn.Module]:
-    """The layer's class before it was quantized."""
-    following = cls.__mro__[cls.__mro__.index(QuantizedLayer) + 1]
-    return cast(type[nn.Module], following)
-
-
-def _rebuild(cls: type[nn.Module]) -> nn.Module:
-    quantized = _quantized_class(cls)  # type: ignore[arg-type]
-    return quantized.__new__(quantized)
 
 
 def _with_zeros_of(parameter: Tensor, quantized: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from distiller_ng.quantization._weights import (
     ParameterQuantization,
     ParamQuantizationFn,
     ParamToQuantize,
+    QuantizedLayer,
     is_quantizable,
     quantize_parameter_,
 )
@@ -286,7 +287,8 @@ class Quantizer(QuantizerControl, ABC):
         for name, module in self.model.named_modules():
             bits = self.module_qbits_map.get(name, QBits(None, None, None))
             for parameter, wanted in (("weight", bits.wts), ("bias", bits.bias)):
-                if wanted is not None and module._parameters.get(parameter) is not None:
+                folds = isinstance(module, QuantizedLayer) and module.folded(parameter) is not None
+                if wanted is not None and (folds or module._parameters.get(parameter) is not None):
                     found.append((module, name, parameter, wanted))
         return found
 
@@ -299,6 +301,7 @@ class Quantizer(QuantizerControl, ABC):
             ParamToQuantize(layer, name, FP_BKP_PREFIX + parameter, parameter, how.num_bits)
             for name, layer in self.quantized_layers().items()
             for parameter, how in layer.quantized_parameters.items()
+            if layer.full_precision(parameter) is not None
         ]
 
     def _extend_optimizer(self) -> None:

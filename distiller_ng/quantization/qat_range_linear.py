@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -10,15 +12,19 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from distiller_ng.errors import ArgumentError
+from distiller_ng.errors import ArgumentError, ScheduleWarning, TargetError
+from distiller_ng.graph.module_flow import batch_norm_pairs
 from distiller_ng.names import unwrap
 from distiller_ng.ops.fake_quantize import fake_quantize_with
 from distiller_ng.ops.linear_quantization import LinearQuantMode, QuantizationParameters, check_bits, range_bins
+from distiller_ng.ops.modules import model_find_module
 from distiller_ng.quantization._activations import set_bypass
 from distiller_ng.quantization._configuration import mark
 from distiller_ng.quantization._flows import INPUTS_QUANT, QuantizeInputs, count_inputs
+from distiller_ng.quantization._folded_norm import fold_norm_
+from distiller_ng.quantization._folding import check_foldable
 from distiller_ng.quantization._plan import PlanRow
-from distiller_ng.quantization._weights import ParamToQuantize, channel_axis, quantize_flow_
+from distiller_ng.quantization._weights import ParamToQuantize, QuantizedLayer, channel_axis, quantize_flow_
 from distiller_ng.quantization.activations import FakeLinearQuantization, FakeQuantizationWrapper
 from distiller_ng.quantization.base import QUANTIZERS, Quantizer
 from distiller_ng.quantization.q_utils import QBits
@@ -31,6 +37,7 @@ QUANTIZED_ACTIVATIONS: tuple[type[nn.Module], ...] = (
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.CELU, nn.SELU),
     *(nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Hardtanh),
 )
+logger = logging.getLogger(__name__)
 _WIDEST = 24  # bits of a float32's significand: rounding to more changes nothing
 
 
@@ -74,7 +81,9 @@ class QuantAwareTrainRangeLinearQuantizer(Quantizer):
     ``mode``: ``SYMMETRIC``, ``SYMMETRIC_RESTRICTED``, ``ASYMMETRIC_UNSIGNED`` or ``ASYMMETRIC_SIGNED``, for both, or
     ``{activations: ASYMMETRIC_UNSIGNED, weights: SYMMETRIC_RESTRICTED}`` (what runs fastest as int8 on x86).
     ``ema_decay`` of the ranges; ``per_channel_wts``: a range for each output channel of a weight. ``quantize_inputs``:
-    also quantize what goes into the model, with ``num_bits_inputs`` (default: ``bits_activations``)::
+    also quantize what goes into the model, with ``num_bits_inputs`` (default: ``bits_activations``). ``fold_bn``: what
+    is quantized are weights with the batch norm behind their layer folded in, as they will be deployed
+    (:class:`SimulatedFoldedBatchNorm`; which norm follows which layer is seen on the example inputs, or by tracing)::
 
         quantizers:
           linear_quantizer:
@@ -106,6 +115,7 @@ class QuantAwareTrainRangeLinearQuantizer(Quantizer):
         per_channel_wts: bool = False,
         quantize_inputs: bool = True,
         num_bits_inputs: int | None = None,
+        fold_bn: bool = False,
     ) -> None:
         self.mode_activations, self.mode_weights = _modes(mode)
         super().__init__(
@@ -117,6 +127,7 @@ class QuantAwareTrainRangeLinearQuantizer(Quantizer):
         if num_bits_inputs is not None:
             range_bins(check_bits(num_bits_inputs, argument="num_bits_inputs"), self.mode_activations)
         self.num_bits_inputs = bits_activations if num_bits_inputs is None else num_bits_inputs
+        self.fold_bn = fold_bn
         self.param_quantization_fn = RangeLinearWeights(self.mode_weights, per_channel_wts)
         self.replacement_factory.update(dict.fromkeys(self.output_types, self._wrapped))
 
@@ -149,6 +160,8 @@ class QuantAwareTrainRangeLinearQuantizer(Quantizer):
 
     def _pre_prepare_model(self, dummy_input: Any) -> None:
         inner = unwrap(self.model)
+        if self.fold_bn and "folded_norms" not in self.layout:
+            self.layout["folded_norms"] = self._find_norms(inner, dummy_input)
         if not self._quantizes_inputs:
             return
         if hasattr(inner, INPUTS_QUANT):
@@ -159,6 +172,22 @@ class QuantAwareTrainRangeLinearQuantizer(Quantizer):
             )
         self.layout.setdefault("inputs", count_inputs(inner, dummy_input))
 
+    def _find_norms(self, inner: nn.Module, dummy_input: Any) -> dict[str, str]:
+        """``{layer: batch norm behind it}`` for the layers whose weights are quantized."""
+        names = [name for name, bits in self.module_qbits_map.items() if bits.wts is not None]
+        found: dict[str, str] = {}
+        for layer, norm in batch_norm_pairs(inner, names, dummy_input).items():
+            try:
+                check_foldable(model_find_module(inner, layer), model_find_module(inner, norm))
+            except (TypeError, ArgumentError) as error:
+                logger.info("batch norm %r stays by itself: %s", norm, error)
+            else:
+                found[layer] = norm
+        if not found:
+            warnings.warn("fold_bn: no batch norm directly follows a layer", ScheduleWarning, stacklevel=6)
+        logger.info("batch norms folded: %s", found)
+        return found
+
     def _quantize_flows(self) -> None:
         """Inputs of the model, and outputs of modules with parameters, whose names a wrapper would change."""
         for name, module in list(self.model.named_modules()):
@@ -167,8 +196,18 @@ class QuantAwareTrainRangeLinearQuantizer(Quantizer):
                 quantizer = self._fake_quantization(bits)
                 self._place(quantizer)
                 mark(quantize_flow_(module, after=quantizer), self.config)
+        inner = unwrap(self.model)
+        for layer, norm in self.layout.get("folded_norms", {}).items():
+            fold_norm_(self._module(inner, layer), self._module(inner, norm))
         if self._quantizes_inputs:
-            self._quantize_inputs(unwrap(self.model))
+            self._quantize_inputs(inner)
+
+    @staticmethod
+    def _module(inner: nn.Module, name: str) -> nn.Module:
+        found = model_find_module(inner, name)
+        if found is None:
+            raise TargetError(f"the model has no module {name!r}", argument=("fold_bn",))
+        return found
 
     def _quantize_inputs(self, inner: nn.Module) -> None:
         made = nn.ModuleList(self._fake_quantization(self.num_bits_inputs or 8) for _ in range(self.layout["inputs"]))
@@ -181,7 +220,9 @@ class QuantAwareTrainRangeLinearQuantizer(Quantizer):
         inner.register_forward_pre_hook(QuantizeInputs(), with_kwargs=True)
 
     def _prepare_parameter(self, module: nn.Module, name: str, parameter: str, bits: int) -> None:
-        tensor = getattr(module, parameter)
+        tensor = module.folded(parameter) if isinstance(module, QuantizedLayer) else module._parameters[parameter]
+        if tensor is None:
+            return
         meta = ParamToQuantize(module, name, parameter, parameter, bits)
         for suffix in ("scale", "zero_point"):
             module.register_buffer(f"{parameter}_{suffix}", torch.zeros(1, device=tensor.device))
