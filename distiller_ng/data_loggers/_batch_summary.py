@@ -10,7 +10,7 @@ from torch import Tensor
 
 __all__ = ["BatchSummary", "Summarizer", "accumulator_dtype", "rows_of"]
 
-_SAMPLED = 2048  # values of one batch that stand for it in the histogram behind the estimate of b
+_FEW, _MANY = 2048, 1 << 16  # values of one batch that stand for it in a histogram
 _PIECE = 1 << 16  # values that are reduced together on a CPU: they and their scratch stay in its cache
 
 
@@ -51,18 +51,19 @@ class BatchSummary:
     sums: list[Tensor]  # each []: sum of (x - reference), for a part of the values
     norms: list[Tensor]  # each [n]: square roots of sums of (x - reference)^2
     deviations: list[Tensor]  # each []: sum of |x - reference|
-    sample: Tensor  # [at most 2048] of the values, or all of them
+    sample: Tensor  # [at most 2048 or 65536] of the values
 
 
 class Summarizer:
     """Makes :class:`BatchSummary` objects; large tensors are taken piece by piece, all reductions while in the cache.
 
-    ``all_values`` keeps every value as the sample.
+    ``large_samples`` keeps up to 65536 values of each batch, not 2048.
     """
 
-    def __init__(self, *, all_values: bool = False) -> None:
-        self.all_values = all_values
+    def __init__(self, *, large_samples: bool = False) -> None:
+        self.sampled = _MANY if large_samples else _FEW
         self._scratch: dict[torch.dtype, Tensor] = {}
+        self._views: dict[tuple[torch.dtype, torch.Size], Tensor] = {}
 
     def __call__(self, tensor: Tensor, reference: Tensor | None = None) -> BatchSummary:
         """Reduce a batch of at least one value; ``reference`` None takes the batch's own mean."""
@@ -76,9 +77,9 @@ class Summarizer:
             sums.append(centred.sum())
             norms.append(torch.linalg.vector_norm(centred, 2, dim=1))  # of short rows: float32 loses nothing in them
             deviations.append(centred.abs_().sum())
-        low = _by_row(lows, len(rows)).amin(dim=1)
-        high = _by_row(highs, len(rows)).amax(dim=1)
-        sample = rows.flatten().clone() if self.all_values else _evenly_spaced(rows)
+        low = lows[0] if len(lows) == 1 else torch.cat(lows).view(len(rows), -1).amin(dim=1)
+        high = highs[0] if len(highs) == 1 else torch.cat(highs).view(len(rows), -1).amax(dim=1)
+        sample = _evenly_spaced(rows, self.sampled)
         return BatchSummary(tensor.numel(), samples, point, low, high, sums, norms, deviations, sample)
 
     def _pieces(self, rows: Tensor) -> list[Tensor]:
@@ -94,21 +95,19 @@ class Summarizer:
         """Memory for a result of this shape, used again each time; new memory costs more than the arithmetic."""
         if piece.device.type != "cpu" or piece.numel() > _PIECE:
             return None
-        if piece.dtype not in self._scratch:
+        key = (piece.dtype, piece.shape)
+        if key not in self._views:
             with torch.inference_mode(False):
-                self._scratch[piece.dtype] = torch.empty(_PIECE, dtype=piece.dtype)
-        return self._scratch[piece.dtype][: piece.numel()].view(piece.shape)
+                if piece.dtype not in self._scratch:
+                    self._scratch[piece.dtype] = torch.empty(_PIECE, dtype=piece.dtype)
+                self._views[key] = self._scratch[piece.dtype][: piece.numel()].view(piece.shape)
+        return self._views[key]
 
 
-def _by_row(parts: list[Tensor], rows: int) -> Tensor:
-    """``[rows, parts of a row]``."""
-    return (parts[0] if len(parts) == 1 else torch.cat(parts)).view(rows, -1)
-
-
-def _evenly_spaced(rows: Tensor) -> Tensor:
+def _evenly_spaced(rows: Tensor, most: int) -> Tensor:
     """A copy of some values; their spacing shares no factor with their number, so it meets every row and column."""
     values = rows.reshape(-1)
-    spacing = math.ceil(values.numel() / _SAMPLED)
+    spacing = math.ceil(values.numel() / most)
     while math.gcd(spacing, values.numel()) > 1:
         spacing += 1
     return values[::spacing].clone()

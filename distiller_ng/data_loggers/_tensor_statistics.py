@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from distiller_ng.data_loggers._batch_summary import BatchSummary, accumulator_dtype, rows_of
+from distiller_ng.ops.histogram import Histogram
 from distiller_ng.ops.streaming_histogram import StreamingHistogram
 from distiller_ng.ops.table import size_to_str
 
@@ -91,11 +92,15 @@ class TensorStatistics:
         self.flush()
         return None if self._totals is None else torch.stack([self._totals.low, self._totals.high])
 
-    @property
-    def histogram(self) -> StreamingHistogram:
-        """Of the values that the batches' summaries kept."""
-        self.flush()
-        return self._histogram
+    def histogram(self) -> Histogram:
+        """Of the values that the batches' summaries kept, from the smallest to the largest value of all.
+
+        Raises :class:`ArgumentError` before the first batch.
+        """
+        ends = self.extremes()
+        if ends is not None:
+            self._histogram.cover(ends[0], ends[1])
+        return self._histogram.frozen()
 
     def entry(self) -> StatsEntry | None:
         """What the calibration file says; None before the first batch."""

@@ -91,7 +91,7 @@ class StreamingHistogram:
             return
         flat = values.detach().reshape(-1)
         low, high = torch.aminmax(flat)
-        self._cover(low, high)
+        self.cover(low, high)
         # Pieces whose intermediate results fit a CPU's cache take a tenth of the time of a large tensor at once.
         for piece in torch.split(flat, _PIECE) if flat.device.type == "cpu" else [flat]:
             self._count(piece.to(self.counts.dtype), None)
@@ -99,10 +99,11 @@ class StreamingHistogram:
     def add(self, values: Tensor, weights: Tensor) -> None:
         """Add ``values[i]`` as often as ``weights[i]`` says; both ``[n]``, ``n`` > 0."""
         low, high = torch.aminmax(values)
-        self._cover(low, high)
+        self.cover(low, high)
         self._count(values.to(self.counts), weights.to(self.counts))
 
-    def _cover(self, low: Tensor, high: Tensor) -> None:
+    def cover(self, low: Tensor, high: Tensor) -> None:
+        """Widen the range to ``low .. high``, scalars, without counting anything."""
         dtype = torch.float32 if low.device.type == "mps" else torch.float64
         low, high = low.to(dtype), high.to(dtype)
         if self._counts is None:
@@ -146,8 +147,8 @@ class StreamingHistogram:
         Bins beyond the smallest and the largest value are left out.
         """
         counts, edges = self.counts.cpu(), self.edges.cpu()
-        filled = torch.nonzero(counts).flatten()
-        first, last = int(filled[0]), int(filled[-1])
+        ends = torch.stack([self._minimum, self._maximum])
+        first, last = ((ends - self._low) / self._width).clamp(0, self.bins - 1).long().tolist()
         return Histogram(counts[first : last + 1], float(edges[first]), float(edges[last + 1]))
 
     def state_dict(self) -> dict[str, Any]:

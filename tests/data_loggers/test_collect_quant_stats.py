@@ -320,10 +320,17 @@ def test_inference_mode_and_mixed_modes():
 
 
 def test_histograms_of_everything_for_the_clippings_that_need_them():
-    x = torch.randn(4, 20000)
+    x = torch.randn(4, 10000)
     run = lambda model: model(x)  # noqa: E731
     entry = collect_quant_stats(nn.Sequential(nn.ReLU()), run, histograms=True)["0"]["output"]
-    assert isinstance(entry["histogram"], Histogram) and float(entry["histogram"].counts.sum()) == x.numel()
+    histogram = entry["histogram"]
+    assert isinstance(histogram, Histogram) and float(histogram.counts.sum()) == x.numel()
+    assert (histogram.low, histogram.high) == pytest.approx((0.0, float(x.max())), abs=2 * histogram.width)
+    large = torch.randn(2, 100000)
+    large[0, 7] = 50.0
+    entry = collect_quant_stats(nn.Sequential(nn.ReLU()), lambda model: model(large), histograms=True)["0"]["output"]
+    assert 20000 < float(entry["histogram"].counts.sum()) <= 65536
+    assert entry["histogram"].high >= 50.0  # whatever was sampled
 
 
 def test_reset_start_stop():
