@@ -21,6 +21,7 @@ from distiller_ng.compat.neural_compressor.experimental.common.criterion import 
 )
 from distiller_ng.compat.neural_compressor.experimental.common.model import Model, as_model
 from distiller_ng.errors import ArgumentError, LifecycleError
+from distiller_ng.knowledge_distillation.cache import CachedTeacher
 from distiller_ng.utils import set_seed
 
 __all__ = ["Distillation"]
@@ -149,7 +150,8 @@ class Distillation:
         criterion = self.active_criterion
         criterion.open(student.model, None if self._teacher is None else self._teacher.model, self.optimizer)
         self._best, self.best_score, self.teacher_score = None, None, None
-        if self._teacher is not None and self._can_score():
+        has_scores = self._teacher is not None and not isinstance(self._teacher.model, CachedTeacher)
+        if self._teacher is not None and has_scores and self._can_score():
             self.teacher_score = self._score(self._teacher.model)
             logger.info("Score of the teacher: %s", self.teacher_score)
         if self._can_score():
