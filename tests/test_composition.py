@@ -46,6 +46,13 @@ def learning_rate(cls, **settings):
     }
 
 
+def distill(**settings):
+    return {
+        "distillers": {"kd": {"class": "KnowledgeDistiller", "temperature": 2.0, **settings}},
+        "policies": [{"distiller": {"instance_name": "kd"}, "starting_epoch": 1, "ending_epoch": EPOCHS}],
+    }
+
+
 FILTERS = {"group_type": "Filters", "weights": ["conv.weight"]}
 RAMP = {"initial_sparsity": 0.1, "final_sparsity": 0.5}
 DROP = {
@@ -116,6 +123,10 @@ TECHNIQUES = {
         bits_weights=8,
         bits_bias=None,
         per_channel_wts=True,
+    ),
+    "distill_self": distill(teacher="self"),
+    "distill_average_layers": distill(
+        teacher={"ema": 0.9}, layers={"conv": "conv", "relu2": {"teacher": "relu2", "loss": "AT"}}
     ),
     "step_lr": learning_rate("StepLR", step_size=1, gamma=0.5),
     "one_cycle": learning_rate("OneCycleLR", max_lr=0.2, total_steps=EPOCHS),
@@ -245,6 +256,7 @@ def test_grad_scaler_with_skipped_steps(technique):
 
 @every_technique
 def test_torch_compile(technique):
+    torch._dynamo.reset()  # compiled code is shared among all models of a class, hooks or not
     eager = Run(technique).train()
     compiled = Run(technique, wrap=lambda model: torch.compile(model, backend="aot_eager")).train()
     for a, b in zip(eager.weights(), compiled.weights(), strict=True):

@@ -113,6 +113,7 @@ class Listener:
         self.recorder = recorder
         self._layers = list(dict.fromkeys(name for name in layers if name))
         self._hooked: dict[str, nn.Module] = {}
+        self._paths: dict[str, str] = {}  # names in the model itself, with the parts that wrappers add
         self._handles: dict[str, RemovableHandle] = {}
 
     @property
@@ -130,7 +131,7 @@ class Listener:
     def refresh(self, *, has_run: bool = False) -> None:
         """Follow layers that were replaced (quantization wraps them); ``has_run``: the model was called before."""
         for name in self._layers:
-            module = model_find_module(self.model, name)
+            module = self._find(name)
             if module is None:
                 raise LifecycleError(f"layer {name!r}, whose output is distilled, is no longer in the model")
             if self._hooked.get(name) is module:
@@ -144,6 +145,19 @@ class Listener:
                 self._handles.pop(name).remove()
             self._handles[name] = module.register_forward_hook(_LayerHook(self.recorder, name))
             self._hooked[name] = module
+
+    def _find(self, name: str) -> nn.Module | None:
+        """The module of that name now; where it was before is looked at first, for this is done in every step."""
+        path = self._paths.get(name)
+        if path is not None:
+            try:
+                return self.model.get_submodule(path)
+            except AttributeError:
+                pass
+        module = model_find_module(self.model, name)
+        if module is not None:
+            self._paths[name] = next(n for n, m in self.model.named_modules(remove_duplicate=False) if m is module)
+        return module
 
     def remove(self) -> None:
         """Take all hooks away and release what was noted."""

@@ -70,11 +70,8 @@ class Projections:
         if module is None:
             return features
         weight = next(module.parameters())
-        if weight.device != features.device:
-            raise ArgumentError(
-                f"the projection of {key} is on {weight.device}, the student's features on {features.device}: move the "
-                "model before the schedule is loaded"
-            )
+        if weight.device != features.device:  # the model was moved; parameters keep their identity
+            module.to(features.device)
         with without_autocast(features.device.type):
             projected: Tensor = module(features.to(weight.dtype))
         return projected
@@ -91,11 +88,6 @@ class Projections:
             group["params"] = [p for p in group["params"] if id(p) not in gone]
         self._retired, self.has_changes = [], False
         join_group_(optimizer, self._named())
-
-    def to_(self, device: torch.device) -> None:
-        """Move all projections, in place; parameters keep their identity."""
-        for module in self.modules.values():
-            module.to(device)
 
     def state_dict(self) -> dict[str, Any]:
         """Kinds and weights by key."""

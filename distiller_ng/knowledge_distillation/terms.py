@@ -104,10 +104,14 @@ def _values(place: Place, call: Call, model: nn.Module, pair: FeaturePair, *, wh
         raise LifecycleError(
             f"nothing was seen of the {whose}'s layer {place.layer!r}: hooks on layers inside a compiled model have to "
             "be there before its first call. Load the schedule (or add the policy) right after torch.compile, before "
-            "the model is run"
+            "the model is run. If another model of this class was compiled before, call torch._dynamo.reset() first: "
+            "torch shares compiled code among the models of a class"
         )
     else:
-        raise LifecycleError(f"the {whose}'s layer {place.layer!r} did not run in the forward pass")
+        raise LifecycleError(
+            f"the {whose}'s layer {place.layer!r} did not run in the forward pass, or without gradients (activation "
+            "checkpointing needs use_reentrant=False)"
+        )
     values = []
     for value in found:
         tensor = find_output(

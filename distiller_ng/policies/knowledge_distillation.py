@@ -45,8 +45,8 @@ class KnowledgeDistillationPolicy(Policy):
         temperature: above 0.
         loss_weights: constant, or over the epochs.
         criterion: the training loop's loss function, for the teacher's weight. A module is watched to learn the labels;
-            with a function call :meth:`set_labels` in each step. Default: cross entropy, whose labels are found in the
-            graph of the loss.
+            with a function call :meth:`set_labels` in each step. Default: cross entropy (without label smoothing),
+            whose labels are found in the graph of the loss.
         options: what else :class:`KnowledgeDistiller` takes, such as ``layers``, ``loss``, ``gain``, ``logits``.
 
     Example: student logits ``[0, 0]``, teacher ``[log 3, 0]``, T = 1 and weights (0.5, 0.5, 0): with a loss of 0.8 the

@@ -259,6 +259,16 @@ def test_hooks_on_layers_after_the_first_compiled_call_are_refused():
         run.train()
 
 
+def test_another_model_of_the_class_compiled_before_says_what_to_do():
+    called_once(Net(4))
+    run = Run("layers", wrap=lambda model: torch.compile(model, backend="aot_eager"), start=0)
+    with pytest.raises(distiller.LifecycleError, match=r"call torch._dynamo.reset\(\) first"):
+        run.train()
+    torch._dynamo.reset()
+    again = Run("layers", wrap=lambda model: torch.compile(model, backend="aot_eager"), start=0).train()
+    assert again.losses == pytest.approx(Run("layers", start=0).train().losses, rel=1e-4)
+
+
 def test_hooks_on_a_teachers_layers_after_its_first_compiled_call_are_refused():
     def used(model):
         made = compiled(model.eval())
