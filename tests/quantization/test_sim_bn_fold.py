@@ -180,6 +180,25 @@ def quantizer(tensor):
     return tensor + (torch.round(tensor * 16) / 16 - tensor).detach()
 
 
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("affine", [True, False])
+def test_the_folded_computation_without_rounding_equals_the_pair(case, affine):
+    layer, bn, shape = make(case, affine=affine)
+    folded = SimulatedFoldedBatchNorm(copy.deepcopy(layer), copy.deepcopy(bn), param_quantization_fn=lambda t: t)
+    x, weights = torch.rand(shape), torch.rand_like(layer(torch.rand(shape)))
+    for model in (folded, nn.Sequential(layer, bn)):
+        close(model(x), folded.train()(x))
+        (model(x) * weights).sum().backward()
+    for expected, found in (
+        (layer.weight, folded.param_module.weight),
+        (bn.weight, folded.bn.weight),
+        (bn.bias, folded.bn.bias),
+    ):
+        if expected is not None:
+            torch.testing.assert_close(found.grad, expected.grad, rtol=1e-3, atol=1e-4)
+    assert folded.param_module.bias.grad is None
+
+
 @pytest.mark.parametrize("case", ["fc", "conv2d", "transposed2d"])
 def test_quantized_folding(case):
     layer, bn, shape = make(case)
@@ -273,7 +292,7 @@ def test_compiled_gradients():
     # Inductor computes again in backward what is cheap; the running statistics have changed by then.
     torch.compiler.reset()
     layer, bn, shape = make("fc")
-    folded = SimulatedFoldedBatchNorm(layer, bn)
+    folded = SimulatedFoldedBatchNorm(layer, bn, param_quantization_fn=quantizer)
     compiled = torch.compile(copy.deepcopy(folded), backend="inductor")
     for _ in range(2):
         x = torch.rand(shape)
