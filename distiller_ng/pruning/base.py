@@ -66,6 +66,10 @@ class Pruner(ABC):
     resets_optimizer_state: ClassVar[bool] = False
     #: Whether the epoch before each active one must be observed (:meth:`start_observing`).
     observes: ClassVar[bool] = False
+    #: Whether decisions take the model's channel-dependency graph, and so what the model is called with.
+    follows_channels: ClassVar[bool] = False
+    #: Whether a decision is still to be made, once it is known what the model is called with.
+    waits_for_inputs: bool = False
     #: Whether the policy drops this pruner's masks when its window ends.
     releases_at_window_end: ClassVar[bool] = False
 

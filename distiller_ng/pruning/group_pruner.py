@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any, ClassVar, Literal
 
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
 from distiller_ng.core.context import StepContext
 from distiller_ng.core.window import PolicyWindow
 from distiller_ng.errors import ArgumentError, CalibrationError, ScheduleWarning, TargetError
 from distiller_ng.graph.cost import CostModel
 from distiller_ng.graph.dependency import DependencyGraph
-from distiller_ng.graph.inputs import ExampleInputsLike
-from distiller_ng.graph.provider import ModelGraph
 from distiller_ng.names import ALL_PRUNABLE, ParameterIndex
 from distiller_ng.pruning._budget import Removal, removals_of, select_by_budget, select_by_count, select_by_total
 from distiller_ng.pruning._checks import check_choice, check_weights
 from distiller_ng.pruning._group_arguments import Caps, check_round_to, check_target, step_of
 from distiller_ng.pruning._group_costs import Costs
 from distiller_ng.pruning._group_ranking import Targeted, ranking_of, targeted_families
+from distiller_ng.pruning._group_watching import WatchingPruner
 from distiller_ng.pruning._level import LevelPruner
 from distiller_ng.pruning.base import PRUNERS, MaskGroup, Scope, Target, targets_of_list
 from distiller_ng.pruning.groups import channel_masks, keep_one_of_each
@@ -37,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 @PRUNERS.register("GroupPruner", injected=("name",))
-class GroupPruner(LevelPruner):
+class GroupPruner(WatchingPruner, LevelPruner):
     """Prunes the channels of lowest importance with everything that goes with them, to a sparsity or to a budget.
 
     Filters that are added to each other, their norms and biases, and what the next layers read of them are one group
@@ -78,8 +75,7 @@ class GroupPruner(LevelPruner):
     names that match nothing, :class:`GraphError` for channels that cannot be removed, with the reason.
     """
 
-    #: The masks are those of whole groups already: nothing is left to expand.
-    masks_whole_groups: ClassVar[bool] = True
+    follows_channels: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -177,7 +173,11 @@ class GroupPruner(LevelPruner):
     # -- masks ------------------------------------------------------------------------------------------------------
 
     def compute_masks(self, group: MaskGroup, ctx: StepContext) -> Mapping[str, Tensor]:
-        """Masks of every parameter that has a share in the targeted channels."""
+        """Masks of every parameter that has a share in the targeted channels; none before inputs are known."""
+        self.waits_for_inputs = ctx.graph is not None and not ctx.graph.is_ready
+        if ctx.graph is not None and self.waits_for_inputs:
+            ctx.graph.watch()
+            return {}
         graph = ctx.dependency()
         targeted = targeted_families(graph, self._bound, ctx.parameters, reads=self.group_type == "Channels")
         families = [item.family for item in targeted]
@@ -246,32 +246,6 @@ class GroupPruner(LevelPruner):
         remains = ", ".join(f"{share:.3f} of the original {budget}" for budget, share in self.achieved.items())
         logger.info("pruner %r masks %d of %d channels; %s remain", self.owner, len(removed), total, remains)
 
-    @property
-    def observes(self) -> bool:  # type: ignore[override]  # a matter of the importance, not of the class
-        """Whether the epoch before each active one must be observed."""
-        return self.importance.observes
-
-    def start_observing(self, ctx: StepContext) -> None:
-        """Let the importance look at the epoch."""
-        self._observe(ctx.model, ctx.graph or ModelGraph(ctx.model), ctx.optimizer)
-
-    def stop_observing(self) -> None:
-        """Stop looking."""
-        self.importance.stop()
-
-    @contextlib.contextmanager
-    def observing(self, model: nn.Module, example_inputs: ExampleInputsLike | None = None) -> Iterator[None]:
-        """Let the importance look while the block trains or runs ``model``: ``with pruner.observing(model): ...``."""
-        self._observe(model, ModelGraph(model, example_inputs))
-        try:
-            yield
-        finally:
-            self.stop_observing()
-
-    def _observe(self, model: nn.Module, provider: ModelGraph, optimizer: Optimizer | None = None) -> None:
-        provider.watch()
-        self.importance.start(model, lambda: provider.dependency() if provider.is_ready else None, optimizer)
-
     # -- state ------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
@@ -281,6 +255,7 @@ class GroupPruner(LevelPruner):
             "widths": dict(self._widths),
             "costs": self._costs.state_dict(),
             "reachable": self._reachable,
+            "waits": self.waits_for_inputs,
             "importance": self.importance.state_dict(),
         }
 
@@ -288,7 +263,7 @@ class GroupPruner(LevelPruner):
         """Restore :meth:`state_dict`."""
         self._widths = {str(key): int(width) for key, width in state["widths"].items()}
         self._costs.load_state_dict(state["costs"])
-        self._reachable = bool(state["reachable"])
+        self._reachable, self.waits_for_inputs = bool(state["reachable"]), bool(state["waits"])
         self.importance.load_state_dict(state["importance"])
 
 

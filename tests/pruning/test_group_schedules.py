@@ -8,7 +8,7 @@ from group_models import Residual, Separable
 from torch import nn
 
 import distiller_ng as distiller
-from distiller_ng.errors import GraphError, ScheduleError
+from distiller_ng.errors import ScheduleError
 from distiller_ng.graph.cost import MacsCost, ParamsCost
 from distiller_ng.graph.dependency import DependencyGraph
 from distiller_ng.pruning.base import PRUNERS
@@ -174,14 +174,15 @@ def test_mistakes_in_a_schedule_are_found_when_it_is_read(tmp_path):
             make(written(tmp_path, *[a for a in arguments if "target" not in line or "sparsity" not in a]))
 
 
-def test_without_example_inputs_those_of_the_forward_pass_are_used_or_the_error_says_what_to_give(tmp_path):
-    model, optimizer, scheduler = make(written(tmp_path, "sparsity: 0.5"), example_inputs=None)
-    try:
-        run(model, optimizer, scheduler, range(2))
-    except GraphError as error:
-        assert "example_inputs" in str(error)
-    else:
-        assert scheduler.masks.masked()
+@pytest.mark.parametrize(("importance", "steps"), [("l1", 1), ("l1", 2), ("taylor", 1), ("activation", 2)])
+def test_without_example_inputs_those_of_the_first_forward_pass_are_used(importance, steps, tmp_path):
+    path = written(tmp_path, "target: {macs: 0.5}", f"importance: {importance}")
+    model, optimizer, scheduler = make(path, example_inputs=None)
+    first = 1 if importance == "l1" else 0  # the epoch in which the inputs are first seen
+    run(model, optimizer, scheduler, range(first, 2), steps=steps)
+    found = scheduler.masks.masked()
+    assert found and 0.49 <= scheduler.schedule[0][0].pruner.achieved["macs"] <= 0.5
+    assert all((dict(model.named_parameters())[name][mask == 0] == 0).all() for name, mask in found.items())
 
 
 def test_wrapped_models_and_other_layouts():
