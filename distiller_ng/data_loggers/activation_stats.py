@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from distiller_ng.data_loggers._watching import watched_modules
-from distiller_ng.errors import ArgumentError, LifecycleError
+from distiller_ng.errors import ArgumentError, LifecycleError, TargetError, listed
 from distiller_ng.names import unwrap
 from distiller_ng.ops.compiled import forget_compiled_code, uncompiled
 
@@ -100,8 +100,8 @@ class ActivationStatsCollector(ABC):
     def start(self, modules_list: Iterable[str | nn.Module] | None = None) -> None:
         """Watch the model; ``modules_list`` restricts it to these modules, by name, and what is inside them.
 
-        Statistics add to those of earlier runs until :meth:`reset`. Raises :class:`TargetError` for an unknown name,
-        and :class:`LifecycleError` when it is collecting already.
+        Statistics add to those of earlier runs until :meth:`reset`. Raises :class:`TargetError` for an unknown name
+        and for scripted modules, and :class:`LifecycleError` when it is collecting already.
         """
         if self._handles:
             raise LifecycleError(f"{type(self).__name__} is collecting already: call stop() before start()")
@@ -109,6 +109,13 @@ class ActivationStatsCollector(ABC):
         if not modules:
             wanted = "modules" if self.classes is None else " or ".join(kind.__name__ for kind in self.classes)
             logger.warning("%s: the model has no %s to watch", type(self).__name__, wanted)
+        scripted = [name for name, module in modules.items() if isinstance(module, torch.jit.ScriptModule)]
+        if scripted:
+            raise TargetError(
+                f"modules made by torch.jit.script or trace cannot be watched: {listed(scripted)}. Collect from the "
+                "model before it is scripted, or name the others in modules_list",
+                argument=("modules_list",),
+            )
         for name, module in modules.items():
             self.start_module(name, module)
         forget_compiled_code()

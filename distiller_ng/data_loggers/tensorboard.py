@@ -58,6 +58,8 @@ class TensorBoardLogger(DataLogger):
     ) -> None:
         """One scalar a layer, tagged ``<statistic>/activations/<phase>/<layer>``; of several channels their mean."""
         for layer, value in activation_stats.items():
+            if isinstance(value, Mapping):
+                continue  # records of single samples are no curve
             number = float(torch.as_tensor(value, dtype=torch.float32).mean())
             self.tblogger.add_scalar(f"{stat_name}/activations/{phase}/{layer}", number, epoch)
         self.tblogger.flush()

@@ -293,6 +293,10 @@ def test_loggers_get_the_statistic(tmp_path):
         loggers.append(TensorBoardLogger(tmp_path))
     log_activation_statistics(3, "valid", loggers, collector)
     assert recorder.heard == ("valid", "l1", {"0": [1.0, 1.0], "1.1": [1.0, 1.0]}, 3)
+    records = RecordsActivationStatsCollector(model)
+    with collector_context(records):
+        model(torch.ones(1, 2))
+    log_activation_statistics(3, "valid", loggers, records)
     log_activation_statistics(3, "valid", loggers, create_activation_stats_collectors(model)["train"]["l1_channels"])
 
 

@@ -363,6 +363,26 @@ def test_training_mode_warns(caplog):
     assert "training mode" in caplog.text
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_scripted_modules_are_refused_before_any_hook():
+    model = nn.Sequential(nn.ReLU(), torch.jit.script(nn.Linear(2, 2))).eval()
+    with pytest.raises(TargetError, match="cannot be watched: 1"):
+        collect_quant_stats(model, lambda model: model(torch.ones(1, 2)))
+    assert not model[0]._forward_hooks
+    assert list(collect_quant_stats(model, lambda model: model(torch.ones(1, 2)), modules_to_collect=["0"])) == ["0"]
+
+
+def test_attention_and_autocast():
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+    run = lambda model: model(torch.randn(2, 5, 8))  # noqa: E731
+    stats = collect_quant_stats(layer, run)
+    with torch.no_grad():  # torch's fused path must not hide the parts
+        assert list(collect_quant_stats(layer, run)) == list(stats)
+    assert {"self_attn", "linear1", "linear2", "norm2"} <= stats.keys()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert list(collect_quant_stats(layer, run)) == list(stats)
+
+
 def test_wrong_arguments():
     with pytest.raises(ArgumentError, match="torch.nn.Module"):
         QuantCalibrationStatsCollector("model")

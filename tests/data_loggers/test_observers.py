@@ -1,5 +1,8 @@
 """Observers: ranges, extension, merging, states; and the collector that uses them."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -143,6 +146,33 @@ def test_replicas_see_what_all_saw(monkeypatch):
     assert dist is base.dist
     mine.synchronize()
     assert mine.range() == (-5.0, 2.0) and mine.batches == 3
+
+
+_TWO_PROCESSES = """
+import sys, torch, torch.distributed as dist
+from torch import nn
+from distiller_ng.data_loggers import ObservedRangesCollector, collector_context
+rank = int(sys.argv[1])
+dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
+model = nn.Sequential(nn.Hardtanh(-99, 99))
+for observer in ("min_max", "ema", "mse"):
+    collector = ObservedRangesCollector(model, observer)
+    with collector_context(collector):
+        model(torch.tensor([[-1.0, 2.0 + rank]]))
+    collector.synchronize()
+    found = collector.value()["0"]["output"]
+    assert collector.observers()["0"]["output"].batches == 2
+    assert abs(found["min"] + 1.0) < 1e-9 or observer == "mse", found
+    assert found["max"] == {"min_max": 3.0}.get(observer, found["max"]) and 2.0 < found["max"] <= 3.0, found
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_two_real_processes(tmp_path):
+    command = [sys.executable, "-c", _TWO_PROCESSES]
+    running = [subprocess.Popen([*command, str(rank), str(tmp_path / "meeting")]) for rank in range(2)]
+    assert [process.wait(timeout=120) for process in running] == [0, 0]
 
 
 def test_an_observer_of_ones_own():
