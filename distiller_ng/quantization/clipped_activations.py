@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from distiller_ng.errors import ArgumentError
 from distiller_ng.ops.fake_quantize import fake_quantize_with
 from distiller_ng.ops.linear_quantization import LinearQuantMode, QuantizationParameters, check_bits, storage_dtype
+from distiller_ng.quantization._precise_buffers import PreciseBuffers
 from distiller_ng.quantization.ste import round_ste
 
 __all__ = ["ClippedLinearQuantization", "LearnedClippedLinearQuantization"]
 
 
-class _Clipped(nn.Module, ABC):
+class _Clipped(PreciseBuffers, ABC):
     """``0 .. clip`` in ``2**num_bits - 1`` steps."""
 
     zero_point: Tensor

@@ -23,13 +23,14 @@ from distiller_ng.ops.linear_quantization import (
     storage_dtype,
 )
 from distiller_ng.ops.snapshot import snapshot
+from distiller_ng.quantization._precise_buffers import PreciseBuffers
 from distiller_ng.quantization._replicas import largest_of_replicas
 from distiller_ng.quantization.ste import round_ste
 
 __all__ = ["FakeLinearQuantization", "FakeQuantizationWrapper"]
 
 
-class FakeLinearQuantization(nn.Module):
+class FakeLinearQuantization(PreciseBuffers):
     """Quantize and dequantize activations over a range tracked in training.
 
     The averages of each batch's minimum and maximum are corrected for their start at 0:

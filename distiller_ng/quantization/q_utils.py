@@ -219,7 +219,10 @@ def approx_scale_as_mult_and_shift(fp32_scale: Value, mult_bits: int, limit: boo
 def _prepared(value: Value) -> tuple[bool, Tensor]:
     """Whether ``value`` is a plain number, and a floating point copy of at least one dimension."""
     is_scalar = isinstance(value, Number) or (not isinstance(value, Tensor) and getattr(value, "ndim", None) == 0)
-    tensor = torch.as_tensor(value, dtype=torch.float64 if is_scalar else None).detach()
+    try:
+        tensor = torch.as_tensor(value, dtype=torch.float64 if is_scalar else None).detach()
+    except (TypeError, ValueError, RuntimeError):
+        raise ArgumentError(f"a range is given by numbers or tensors, got {value!r}") from None
     if not tensor.is_floating_point():
         tensor = tensor.to(torch.float32)
     return is_scalar, tensor.reshape(1) if tensor.dim() == 0 else tensor

@@ -397,3 +397,27 @@ def test_a_replica_that_saw_the_first_batch_is_noticed():
             if name in again._buffers:
                 again._buffers[name] = module._buffers[name]
         assert torch.equal(again.eval()(X), module.eval()(X))
+
+
+@pytest.mark.parametrize("make", MODULES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_converted_models(make, dtype):
+    module = make()
+    module(X)
+    converted = copy.deepcopy(module).to(dtype)
+    x = X.to(dtype)
+    # single values may round to the next level
+    assert (converted.eval()(x).double() - module.eval()(X).double()).abs().mean() < 0.03
+    out = converted.train()(x)
+    assert out.dtype == dtype and torch.isfinite(out).all()
+    for name, buffer in converted.named_buffers():
+        assert dtype == torch.float64 or buffer.dtype not in (torch.bfloat16, torch.float16) or "initialized" in name
+
+
+def test_ranges_are_not_rounded_by_a_conversion():
+    module = FakeLinearQuantization(8, LinearQuantMode.ASYMMETRIC_UNSIGNED, ema_decay=0.999)
+    module(X)
+    converted = copy.deepcopy(module).bfloat16()
+    assert torch.equal(converted.step, module.step) and converted.ema_decay == module.ema_decay
+    converted(X.bfloat16() * 2)
+    assert 1.4 < (converted.tracked_max / module.tracked_max).item() < 1.6

@@ -44,7 +44,7 @@ def test_symmetric_params_of_tensors(saturation, restricted, expected):
     assert torch.equal(given_values, before)
 
 
-@pytest.mark.parametrize("bad", [-5.0, torch.tensor([-5.0, 10.0]), float("nan"), torch.tensor([1.0, math.inf])])
+@pytest.mark.parametrize("bad", [-5.0, torch.tensor([-5.0, 10.0]), math.nan, torch.tensor([1.0, math.inf]), "8", None])
 def test_symmetric_params_refuse(bad):
     with pytest.raises(ValueError):
         qu.symmetric_linear_quantization_params(8, bad)
