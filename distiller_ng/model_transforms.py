@@ -41,7 +41,7 @@ def fold_batch_norms(
         for pair in bn_folding.foldable_pairs(model, dummy_input, adjacency_map)
         if isinstance(pair.modules[0], _TRAINABLE)
         and isinstance(pair.modules[1], _BATCH_NORMS)
-        and not pair.entries[0].dropped
+        and not pair.entries[0][-1].dropped
     ]
     for pair, module in folded:
         put_in_place_(model, pair, module.train(pair.modules[1].training))

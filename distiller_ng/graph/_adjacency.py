@@ -19,10 +19,14 @@ class OpSimpleMetadata:
 class AdjacentsEntry:
     """An operation with those right before and right behind it.
 
-    Also, not compared: ``module`` it runs in, ``call`` (which call of that module), ``shape`` of its first result;
-    whether its result goes to something that is not listed, such as the model's output (``escapes``), whether it reads
-    from an operation that is not listed (``joined``), whether a dropout, which is no operation here, comes behind it
-    (``dropped``), and whether other modules read a parameter or buffer it reads (``shares``).
+    Also, not compared: ``module`` it runs in, ``call`` (which call of that module), ``shape`` of its first result, and
+    whether
+
+    - its result goes to something that is not listed, such as the model's output (``escapes``),
+    - it reads an input of the model or from an operation that is not listed (``joined``),
+    - a dropout, which is no operation here, comes behind it (``dropped``),
+    - other modules read a parameter or buffer that it reads (``shares``),
+    - it reads a tensor computed from parameters, which is no operation either (``computed``).
     """
 
     op_meta: OpSimpleMetadata
@@ -35,3 +39,4 @@ class AdjacentsEntry:
     joined: bool = field(default=False, compare=False, repr=False)
     dropped: bool = field(default=False, compare=False, repr=False)
     shares: bool = field(default=False, compare=False, repr=False)
+    computed: bool = field(default=False, compare=False, repr=False)

@@ -77,8 +77,10 @@ class SummaryBuilder:
         self.module_ops_map: dict[str, list[str]] = {}
         self.calls: dict[str, str] = {}  # operation -> which call of which module it belongs to
         self.dropped: set[str] = set()  # tensors that a dropout reads
+        self.computed: set[str] = set()  # operations that read what is computed from parameters
         for position, node in enumerate(traced.user_inputs):
             self._tensors[node] = [f"input.{position + 1}"]
+        self.inputs = {id_ for ids in self._tensors.values() for id_ in ids}
         for node in traced.nodes:
             self._read(node)
         for node in (*traced.user_inputs, *traced.outputs):
@@ -120,6 +122,8 @@ class SummaryBuilder:
         name = self._unused(module, kind, len(self.module_ops_map.setdefault(full, [])))
         self.module_ops_map[full].append(name)
         self.calls[name] = call
+        if any(source in self._fixed and source.op == "call_function" and source.all_input_nodes for source in sources):
+            self.computed.add(name)
         ids = list(dict.fromkeys(id_ for source in sources for id_ in self._ids(source)))
         for source in sources:
             self._describe(source)

@@ -26,6 +26,7 @@ __all__ = ["FoldedParameters", "fold_batch_norms", "foldable_pairs", "folded_par
 _logger = logging.getLogger(__name__)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _FOLDABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
+_LAYER_OPERATIONS = ("Conv", "ConvTranspose", "Gemm")
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
@@ -53,8 +54,9 @@ def fold_batch_norms(
     parameters are gone; ``layer.fused_modules`` lists its name. Evaluation outputs stay equal up to rounding.
 
     Left as they are: batch norms without running statistics, layers whose output goes elsewhere too, layers and batch
-    norms called more than once, weights that are tied or parametrized, and channels that do not match. Everything is
-    computed before anything is changed, so an error leaves the model untouched.
+    norms called more than once, weights that are tied, parametrized or computed, modules whose hooks or own forward do
+    more, and channels that do not match. Everything is computed before anything is changed, so an error leaves the
+    model untouched. Hooks on a batch norm that only look are gone with it.
 
     Raises :class:`ArgumentError` when neither source of connections is given, :class:`GraphError` when the model cannot
     be traced. Example: weight 2, no bias, gamma 3, beta 1, mean 4, var 1 (eps 0) fold to weight 6, bias -11.
@@ -157,14 +159,31 @@ def _obstacle(pair: Chain, tied: set[int]) -> str:
         return "the layer's weight is computed from others"
     if any(id(parameter) in tied for parameter in layer._parameters.values()):
         return "the layer's weight is tied to another"
-    if any(entry.shares for entry in pair.entries):
+    if any(entry.shares for entries in pair.entries for entry in entries):
         return "other modules or functions read their parameters too"
-    if pair.entries[0].shape and len(pair.entries[0].shape) != _expected_rank(layer):
+    if _does_more(pair):
+        return "a hook or a forward of their own does more than the layer and the norm alone"
+    shape = pair.entries[0][0].shape
+    if shape and len(shape) != _expected_rank(layer):
         return "it normalizes another dimension than the layer's channels"
     channels = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
     if norm.running_mean.numel() != channels:  # type: ignore[operator]
         return f"it has another number of channels than the layer's {channels}"
     return ""
+
+
+def _does_more(pair: Chain) -> bool:
+    """Whether a module runs anything but its own operator on its own parameters: subclasses, hooks."""
+    (layer_entries, norm_entries), norm = pair.entries, pair.modules[1]
+    if len(layer_entries) != 1 or layer_entries[0].op_meta.type not in _LAYER_OPERATIONS:
+        return True
+    if any(entry.computed for entry in layer_entries):
+        return True
+    if isinstance(norm, _BATCH_NORMS):
+        return (
+            len(norm_entries) != 1 or norm_entries[0].op_meta.type != "BatchNormalization" or norm_entries[0].computed
+        )
+    return bool(norm._forward_hooks or norm._forward_pre_hooks)
 
 
 def _expected_rank(layer: nn.Module) -> int:

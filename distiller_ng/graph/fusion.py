@@ -32,12 +32,12 @@ Matcher: TypeAlias = "Callable[[nn.Module], bool]"
 class Chain:
     """Modules that read nothing but each other's output, first to last, with their names in the model.
 
-    ``entries``: of each module, the adjacency entry of its last operation.
+    ``entries``: the adjacency entries of each module's operations, in the order they run.
     """
 
     names: tuple[str, ...]
     modules: tuple[nn.Module, ...]
-    entries: tuple[AdjacentsEntry, ...]
+    entries: tuple[tuple[AdjacentsEntry, ...], ...]
 
 
 def fuse_modules(
@@ -131,7 +131,7 @@ class _Unit:
     after: dict[str, None] = field(default_factory=dict)
     escapes: bool = False
     joined: bool = False
-    last: AdjacentsEntry | None = None
+    entries: list[AdjacentsEntry] = field(default_factory=list)
 
 
 def find_chains(
@@ -146,7 +146,7 @@ def find_chains(
         if members:
             used.update(member.name for member in members)
             modules = tuple(member.module for member in members if member.module is not None)
-            entries = tuple(member.last for member in members if member.last is not None)
+            entries = tuple(tuple(member.entries) for member in members)
             chains.append(Chain(tuple(member.name for member in members), modules, entries))
     return chains
 
@@ -185,7 +185,7 @@ def _units(model: nn.Module, adjacency_map: Mapping[str, AdjacentsEntry]) -> dic
         unit.calls.add(entry.call)
         unit.escapes |= entry.escapes
         unit.joined |= entry.joined
-        unit.last = entry
+        unit.entries.append(entry)
     for operation, entry in adjacency_map.items():
         unit = units[owner[operation]]
         for near, found in ((entry.predecessors, unit.before), (entry.successors, unit.after)):

@@ -73,7 +73,8 @@ class SummaryGraph:
         self.params = built.params
         self.edges: list[Edge] = built.edges
         self.module_ops_map = built.module_ops_map
-        self._calls, self._returned, self._dropped = built.calls, built.returned, built.dropped
+        self._calls, self._returned = built.calls, built.returned
+        self._dropped, self._computed, self._inputs = built.dropped, built.computed, built.inputs
         self._before: dict[str, list[str]] = {}
         self._after: dict[str, list[str]] = {}
         for edge in self.edges:
@@ -276,19 +277,19 @@ class SummaryGraph:
         before = self.predecessors(name, 2, denorm_names=False)
         after = self.successors(name, 2, denorm_names=False)
         (itself,) = described([name])
-        outputs = self.ops[name]["outputs"]
+        outputs, calls = self.ops[name]["outputs"], self._calls
         returned = not self._returned.isdisjoint(outputs)
+        given = not self._inputs.isdisjoint(self.ops[name]["inputs"])
         return AdjacentsEntry(
             itself,
             described(before),
             described(after),
             module=self.ops[name]["module-name"],
-            call=self._calls[name],
+            call=calls[name],
             shape=self.param_shape(outputs[0]) if outputs else (),
             escapes=returned or any(other not in kept for other in after),
-            joined=any(other not in kept for other in before),
+            joined=given or any(other not in kept for other in before),
             dropped=not self._dropped.isdisjoint(outputs),
-            shares=any(
-                self._calls[o] != self._calls[name] for id_ in self.ops[name]["params"] for o in self._after[id_]
-            ),
+            shares=any(calls[other] != calls[name] for id_ in self.ops[name]["params"] for other in self._after[id_]),
+            computed=name in self._computed,
         )

@@ -177,6 +177,32 @@ class OtherDimension(nn.Module):
         return self.bn(self.fc(x))
 
 
+class Standardized(nn.Conv2d):
+    """A convolution that normalizes its weight: scaling the parameter would change nothing."""
+
+    def forward(self, x):
+        return F.conv2d(x, (self.weight - self.weight.mean()) / self.weight.std(), self.bias)
+
+
+class Doubled(nn.Conv2d):
+    def forward(self, x):
+        return super().forward(x) * 2
+
+
+class DoubledNorm(nn.BatchNorm2d):
+    def forward(self, x):
+        return super().forward(x) * 2
+
+
+def hooked(place, kind, frozen=False):
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), FrozenBatchNorm2d(4) if frozen else nn.BatchNorm2d(4))
+    if kind == "after":
+        model[place].register_forward_hook(lambda module, args, output: output * 2)
+    else:
+        model[place].register_forward_pre_hook(lambda module, args: (args[0] * 2,))
+    return model
+
+
 IMAGE = (2, 3, 5, 5)
 NOT_FOLDED = {
     "relu and bn": (nn.Sequential(nn.ReLU(), nn.BatchNorm1d(5)), (10, 5)),
@@ -199,6 +225,13 @@ NOT_FOLDED = {
     "another dimension": (OtherDimension(), (2, 4, 8)),
     "group norm": (nn.Sequential(nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4)), IMAGE),
     "instance norm": (nn.Sequential(nn.Conv2d(3, 4, 1), nn.InstanceNorm2d(4, track_running_stats=True)), IMAGE),
+    "computed weight": (nn.Sequential(Standardized(3, 4, 1), nn.BatchNorm2d(4)), IMAGE),
+    "layer's own forward": (nn.Sequential(Doubled(3, 4, 1), nn.BatchNorm2d(4)), IMAGE),
+    "norm's own forward": (nn.Sequential(nn.Conv2d(3, 4, 1), DoubledNorm(4)), IMAGE),
+    "hook behind the layer": (hooked(0, "after"), IMAGE),
+    "hook before the norm": (hooked(1, "before"), IMAGE),
+    "hook behind the norm": (hooked(1, "after"), IMAGE),
+    "hook behind a frozen norm": (hooked(1, "after", frozen=True), IMAGE),
     "no layers": (nn.Sequential(nn.Identity()), IMAGE),
 }
 

@@ -227,7 +227,12 @@ class Twisted(nn.Module):
         return self.b(self.a(x), x * 2)
 
 
-@pytest.mark.parametrize("build", [Returned, Twice, Alias, Between, Twisted])
+class ReadsInput(Twisted):
+    def forward(self, x):
+        return self.b(self.a(x), x)
+
+
+@pytest.mark.parametrize("build", [Returned, Twice, Alias, Between, Twisted, ReadsInput])
 def test_what_is_used_elsewhere_is_not_fused(build):
     model = build()
     before = structure(model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from copy import deepcopy
 from itertools import pairwise
 
 import pytest
@@ -463,6 +464,11 @@ def test_wrong_names_and_inputs(wrapped_resnet):
         SummaryGraph(nn.Linear(2, 2), None)
     with pytest.raises(GraphError, match="Linear cannot be traced"):
         SummaryGraph(nn.Linear(2, 2), torch.randn(1, 3))
+
+
+def test_a_graph_can_be_copied():
+    graph = SummaryGraph(nn.Sequential(nn.Linear(2, 3), nn.ReLU()), torch.randn(1, 2))
+    assert deepcopy(graph).adjacency_map() == graph.adjacency_map()
 
 
 def test_half_precision_and_channels_last():
