@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ class ModelGraph:
         self._model = model
         self._inputs = None if example_inputs is None else as_example_inputs(example_inputs)
         self._watching: RemovableHandle | None = None
+        self._waiting: list[Callable[[], object]] = []
         self._graph: DependencyGraph | None = None
         self._shapes: tuple[Any, ...] = ()
 
@@ -46,16 +47,32 @@ class ModelGraph:
         """Whether the model can be traced."""
         return self._inputs is not None
 
-    def watch(self) -> None:
-        """Remember the inputs of the next forward pass, unless some are known."""
-        if self._inputs is None and self._watching is None:
-            self._watching = unwrap(self._model).register_forward_pre_hook(self._remember, with_kwargs=True)
+    def watch(self, then: Callable[[], object] | None = None) -> None:
+        """Remember the inputs of the next forward pass, unless some are known, and call ``then`` before it runs.
 
-    def _remember(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        Watching breaks the graph of a compiled model once; with ``fullgraph=True`` the inputs have to be given instead,
+        which the name of the hook says in torch's own message.
+        """
+        if self._inputs is not None:
+            return
+        if then is not None and then not in self._waiting:
+            self._waiting.append(then)
+        if self._watching is None:
+            self._watching = unwrap(self._model).register_forward_pre_hook(
+                torch.compiler.disable(self._give_example_inputs_to_the_scheduler),  # type: ignore[no-untyped-call]
+                with_kwargs=True,
+            )
+
+    def _give_example_inputs_to_the_scheduler(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
         self._inputs = ExampleInputs(*tree_map_only(Tensor, Tensor.detach, (args, kwargs)))
         if self._watching is not None:
             self._watching.remove()
             self._watching = None
+        waiting, self._waiting = self._waiting, []
+        for then in waiting:
+            then()
 
     def dependency(self) -> DependencyGraph:
         """The channel-dependency graph of the model as it is now.
@@ -88,7 +105,7 @@ class ModelGraph:
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies trace for themselves."""
-        return {**self.__dict__, "_watching": None, "_graph": None}
+        return {**self.__dict__, "_watching": None, "_waiting": [], "_graph": None}
 
 
 def _described(value: Any) -> Any:

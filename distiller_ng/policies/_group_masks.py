@@ -22,8 +22,7 @@ logger = logging.getLogger(__name__)
 class GroupMasks:
     """Extends one pruner's masks to whole dependency groups; ``required``: it is an error where that cannot be done.
 
-    Where nobody said what the model is called with, the inputs of the next forward pass are used, and the masks wait
-    for it (:meth:`late`).
+    Where nobody said what the model is called with, masks wait for the next forward pass (:meth:`late`).
     """
 
     def __init__(self, pruner: Pruner, required: bool) -> None:
@@ -41,7 +40,6 @@ class GroupMasks:
         if self._given_up or ctx.graph is None or not masks:
             return dict(masks)
         if not ctx.graph.is_ready:
-            ctx.graph.watch()
             self._waiting = dict(masks)
             return dict(masks)
         self._waiting = {}
@@ -52,10 +50,13 @@ class GroupMasks:
         dims = {name: dim for name in followed if (dim := self._pruner.structure_dim(name)) is not None}
         return {**masks, **expand_to_groups(graph, followed, dims, {name: ctx.weight(name) for name in followed})}
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether there are masks that wait for a forward pass."""
+        return bool(self._waiting)
+
     def late(self, ctx: StepContext) -> dict[str, Tensor]:
-        """The extended masks that waited for a forward pass, once there was one."""
-        if not self._waiting or ctx.graph is None or not ctx.graph.is_ready:
-            return {}
+        """The extended masks that waited for a forward pass."""
         masks, self._waiting = self._waiting, {}
         return self.extend(ctx, masks)
 

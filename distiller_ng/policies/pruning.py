@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -153,18 +154,20 @@ class PruningPolicy(Policy):
         passing = self._is_forward_only or self.args.discard_masks_at_minibatch_end or not self.pruner.binary_masks
         return self._grouping.is_structural and not passing
 
-    def before_backward_pass(self, ctx: StepContext) -> None:
-        """Extend masks that were decided before it was known what the model is called with."""
-        self._extend_late(ctx)
-
     def _extend_late(self, ctx: StepContext) -> None:
-        waiting = self._grouping.late(ctx)
-        if waiting:
-            self._set(ctx, waiting)
+        """Extend masks, or decide them, where it was not known what the model is called with: now, or when it is."""
+        if ctx.graph is None or not (self._grouping.is_waiting or self.pruner.waits_for_inputs):
+            return
+        if ctx.graph.is_ready:
+            if self.pruner.waits_for_inputs:
+                self.on_update(ctx)
+            self._set(ctx, self._grouping.late(ctx))
+            ctx.masks.apply_changes_()
+        else:
+            ctx.graph.watch(partial(self._extend_late, ctx))
 
     def on_minibatch_begin(self, ctx: StepContext) -> None:
         """Decide again where that is due, and mask the forward-only backends."""
-        self._extend_late(ctx)
         step = ctx.position.minibatch_id
         frequency = self.args.mini_batch_pruning_frequency
         periodic = step > 0 and frequency > 0 and ctx.position.step % frequency == 0
@@ -172,6 +175,7 @@ class PruningPolicy(Policy):
         if ctx.is_step and (periodic or first):
             self._decides_at = None
             self.on_update(ctx)
+        self._extend_late(ctx)
         # Between the micro-batches of one step only double copies can have been put back.
         if self._is_forward_only and (ctx.is_step or self.args.use_double_copies):
             ctx.masks.apply_changes_()
@@ -231,8 +235,6 @@ class PruningPolicy(Policy):
             return args.discard_masks_at_minibatch_end
         if hook == "on_epoch_end":
             return args.mask_gradients
-        if hook == "before_backward_pass":
-            return self._may_mask_groups
         return super().listens_to(hook)
 
     # -- checks and state -------------------------------------------------------------------------------------------
@@ -276,7 +278,7 @@ class PruningPolicy(Policy):
 
     @property
     def _may_mask_groups(self) -> bool:
-        return self.args.mask_group is not False and self._grouping.is_structural
+        return self.pruner.follows_channels or (self.args.mask_group is not False and self._grouping.is_structural)
 
     @property
     def _is_forward_only(self) -> bool:

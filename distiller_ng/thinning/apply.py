@@ -63,13 +63,14 @@ def apply_plan(
     masks: Mapping[str, ParameterMasker] | None = None,
     verify: bool = True,
     fold: bool = True,
+    warn: bool = True,
 ) -> ThinningReport:
     """Remove what ``plan`` says from ``model``, in place: parameters, buffers, gradients, masks, optimizer state.
 
     Afterwards the model's eval outputs on ``example_inputs`` are compared with those of the model that has the same
     channels zeroed; above 1e-4 relative error everything is put back. ``verify=False`` (or a plan that is not exact)
     reports the error instead. ``fold`` moves constants that removed channels still sent into the next layer's bias,
-    where that is exact.
+    where that is exact. ``warn=False`` says nothing about outputs that changed against the model as it was.
 
     Raises :class:`GraphError` where the thinned model does not run or does not agree; then the model, the masks and the
     optimizers are as they were.
@@ -84,7 +85,7 @@ def apply_plan(
     count = _parameters(inner)
     finished = False
     try:
-        folded = fold_constants(inner, inputs, plan.cuts, journal) if fold and plan.exact else []
+        folded = fold_constants(inner, inputs, plan, journal) if fold and plan.exact else []
         expected = zeroed_outputs(inner, inputs, plan.cuts)
         changed, replaced = _cut(inner, plan, inputs, (expected, verify), optimizers, masks, journal)
         finished = True
@@ -101,7 +102,9 @@ def apply_plan(
         plan.notes,
     )
     record_change(inner, "thinning", _as_config(plan, changed, replaced), {"error": report.error, "jump": report.jump})
-    _log(report, plan, verify)
+    logger.info("thinned: %s", report)
+    if warn:
+        _warn_of_jump(report, lossy=not (plan.exact and verify))
     return report
 
 
@@ -173,14 +176,13 @@ def _parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def _log(report: ThinningReport, plan: ThinningPlan, verify: bool) -> None:
-    logger.info("thinned: %s", report)
+def _warn_of_jump(report: ThinningReport, *, lossy: bool) -> None:
     if report.jump > 1e-3:
         logger.warning(
             "thinning changed the model's outputs by %.3g (relative) against the weights it had: the removed channels "
             "still contributed through norms, biases or coupled layers%s. Fine-tune, or prune with mask_group: true",
             report.jump,
-            "" if plan.exact and verify else " (lossy by request)",
+            " (lossy by request)" if lossy else "",
         )
 
 

@@ -60,7 +60,9 @@ class Run:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             path = SCHEDULES / f"{name}.yaml"
-            self.scheduler = file_config(self.model, self.optimizer, path, example_inputs=self.inputs)
+            self.scheduler = file_config(
+                self.model, self.optimizer, path, example_inputs=self.inputs, compat="distiller"
+            )
         self.warnings = [str(w.message) for w in caught if issubclass(w.category, ScheduleWarning)]
         self.first_weights: dict[str, dict[str, torch.Tensor]] = {}
 
