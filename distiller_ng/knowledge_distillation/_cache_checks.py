@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import IterableDataset
+from torch.utils.data import DataLoader, IterableDataset
 
 from distiller_ng.core.resume import capture_rng, restore_rng
 from distiller_ng.errors import CalibrationError
@@ -78,6 +78,8 @@ def check_samples(dataset: Any, origin: Origin, source: str) -> None:
 
 def _numbered_set(dataset: Any) -> Any | None:
     """The data set whose positions the ids are; None for one that cannot be indexed."""
+    if isinstance(dataset, DataLoader):
+        dataset = dataset.dataset
     wrapper = find_wrapper(dataset)
     inner = dataset if wrapper is None else wrapper
     is_indexed = hasattr(inner, "__getitem__") and hasattr(inner, "__len__")

@@ -110,6 +110,8 @@ class CacheFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        if self.path.is_dir():
+            raise CalibrationError(f"{self.path} is a folder: give the file that cache_teacher wrote")
         header, start = self._header()
         self.origin = self._origin(header)
         try:

@@ -68,6 +68,9 @@ def cache_teacher(
     and :class:`CalibrationError`, naming the sample, for logits that are no numbers or too large for float16
     (over 65,504). A failed call leaves no file behind.
     """
+    _check_module(teacher)
+    if not isinstance(loader, Iterable):
+        raise ArgumentError(f"loader yields batches, got a {type(loader).__name__}", argument=("loader",))
     target = Path(path)
     if target.is_dir():
         raise ArgumentError(f"{target} is a folder: give the name of a file to write", argument=("path",))
@@ -145,6 +148,8 @@ class CachedTeacher(nn.Module):
         Raises :class:`CalibrationError` for another teacher or other data.
         """
         origin = self._cache.origin
+        if teacher is not None:
+            _check_module(teacher)
         if teacher is not None and teacher_fingerprint(teacher) != origin.fingerprint:
             raise CalibrationError(
                 f"{self.path} holds the logits of another teacher: of a {origin.teacher} with fingerprint "
@@ -196,6 +201,8 @@ class CachedTeacher(nn.Module):
 
         Raises :class:`ArgumentError` for a loader without ids and :class:`CalibrationError` for other data.
         """
+        if not isinstance(loader, Iterable):
+            raise ArgumentError(f"loader yields batches, got a {type(loader).__name__}", argument=("loader",))
         dataset = getattr(loader, "dataset", None)
         if dataset is not None:
             if find_wrapper(dataset) is None:
@@ -247,6 +254,11 @@ class CachedBatches:
         if name.startswith("_"):
             raise AttributeError(name)
         return getattr(self._loader, name)
+
+
+def _check_module(teacher: Any) -> None:
+    if not isinstance(teacher, nn.Module):
+        raise ArgumentError(f"teacher is a torch.nn.Module, got a {type(teacher).__name__}", argument=("teacher",))
 
 
 def _first_tensor(value: Any) -> Tensor | None:

@@ -270,8 +270,9 @@ def test_another_teacher_is_refused(made):
 )
 def test_other_data_are_refused(made, other, message):
     *_, cached = made
-    with pytest.raises(CalibrationError, match=message):
-        CachedTeacher(cached.path, dataset=other())
+    for given in (other(), DataLoader(other()), WithSampleIds(other())):
+        with pytest.raises(CalibrationError, match=message):
+            CachedTeacher(cached.path, dataset=given)
     with pytest.raises(CalibrationError, match=message):
         cached.batches(DataLoader(WithSampleIds(other()), batch_size=4))
 
@@ -326,6 +327,18 @@ def test_damaged_files(made, damage, message):
     path.write_bytes(damage(cached.path.read_bytes()))
     with pytest.raises(CalibrationError, match=message):
         CachedTeacher(path)
+
+
+def test_things_that_are_no_teacher_no_loader_and_no_file(made, tmp_path):
+    *_, cached = made
+    for call in (lambda: cache_teacher("resnet", [], tmp_path / "c"), lambda: cached.check(teacher="resnet")):
+        with pytest.raises(ArgumentError, match=r"teacher is a torch\.nn\.Module"):
+            call()
+    for call in (lambda: cache_teacher(net(), None, tmp_path / "c"), lambda: cached.batches(None)):
+        with pytest.raises(ArgumentError, match="loader yields batches"):
+            call()
+    with pytest.raises(CalibrationError, match="is a folder"):
+        CachedTeacher(tmp_path)
 
 
 def test_a_missing_file_is_a_missing_file(tmp_path):
