@@ -57,7 +57,7 @@ class Planner:
             self._check_settings(quantizer, modules)
         rows = [row for name, module in modules.items() if (row := self._row(quantizer, name, module)) is not None]
         extra = quantizer.extra_rows()
-        notes = [] if is_done else [*self._containers(modules), *self._nothing(quantizer, rows)]
+        notes = [] if is_done else [*self._containers(modules), *self._nothing(quantizer, rows), *self._left(quantizer)]
         return QuantPlan(type(quantizer).__name__, tuple(extra + rows), tuple(notes))
 
     def _row(self, quantizer: Quantizer, name: str, module: nn.Module) -> PlanRow | None:
@@ -84,7 +84,13 @@ class Planner:
         if name in self.aliases:
             note = "; ".join(part for part in (note, f"also called {listed(self.aliases[name])}") if part)
         return PlanRow(
-            canonical_name(name) or name, type(module).__name__, weights, bias, acts, rule or "default", note
+            canonical_name(name) or name or "(model)",
+            type(module).__name__,
+            weights,
+            bias,
+            acts,
+            rule or "default",
+            note,
         )
 
     def _check_settings(self, quantizer: Quantizer, modules: dict[str, nn.Module]) -> None:
@@ -119,6 +125,17 @@ class Planner:
                     f"quantize; for the modules inside write {inside!r}"
                 )
         return notes
+
+    def _left(self, quantizer: Quantizer) -> list[str]:
+        """Weights that should be quantized and cannot be."""
+        left = []
+        for name, module in quantizer.model.named_modules():
+            settings = quantizer.overrides.get(self.rules.get(name, ""), {})
+            if settings.get("bits_weights", quantizer.default_qbits.wts) is not None and why_not_quantizable(module):
+                left.append(f"{name} ({type(module).__name__})")
+        if not (left and quantizer.quantizes_parameters):
+            return []
+        return [f"weights of {listed(left, limit=4)} stay in floating point; the plan says why"]
 
     @staticmethod
     def _nothing(quantizer: Quantizer, rows: list[PlanRow]) -> list[str]:

@@ -274,4 +274,6 @@ def why_not_quantizable(module: nn.Module) -> str:
         return f"in floating point: weights of {type(module).__name__} are not quantized"
     if isinstance(module, torch.jit.ScriptModule):
         return "in floating point: a scripted module cannot be changed"
+    if isinstance(module, QUANTIZABLE_LAYERS) and "weight" not in module._parameters:
+        return "in floating point: its weight is computed from other parameters (weight_norm, parametrize)"
     return ""

@@ -307,9 +307,13 @@ class Quantizer(QuantizerControl, ABC):
     def _extend_optimizer(self) -> None:
         if self.optimizer is None:
             return
-        known = {id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]}
+        groups = self.optimizer.param_groups
+        known = {id(parameter) for group in groups for parameter in group["params"]}
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
         for group in self._get_new_optimizer_params_groups():
-            missing = [parameter for parameter in group["params"] if id(parameter) not in known]
+            missing: list[Any] = [parameter for parameter in group["params"] if id(parameter) not in known]
+            if groups and "param_names" in groups[0]:  # made with model.named_parameters()
+                missing = [(names[id(parameter)], parameter) for parameter in missing]
             if missing:
                 self.optimizer.add_param_group({**group, "params": missing})
 
