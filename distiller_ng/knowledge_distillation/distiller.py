@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from distiller_ng.errors import ArgumentError, did_you_mean
 from distiller_ng.graph.inputs import ExampleInputs, ExampleInputsLike, as_example_inputs
 from distiller_ng.knowledge_distillation._fit import check_places, warn_about_size
+from distiller_ng.knowledge_distillation._read_teachers import read_teachers
 from distiller_ng.knowledge_distillation._settings import (
     read_input_keys,
     read_logits_loss,
@@ -23,7 +24,7 @@ from distiller_ng.knowledge_distillation.capture import Call, observe
 from distiller_ng.knowledge_distillation.pairs import FeaturePair, PairOptions, SpatialWeight, read_pairs
 from distiller_ng.knowledge_distillation.projections import Projections
 from distiller_ng.knowledge_distillation.structures import batch_size
-from distiller_ng.knowledge_distillation.teachers import AutocastType, TeacherSource, read_teachers
+from distiller_ng.knowledge_distillation.teachers import AutocastType, TeacherSource
 from distiller_ng.knowledge_distillation.terms import Terms, TermSum, add_terms, feature_sides, logits_term
 from distiller_ng.knowledge_distillation.weights import read_loss_weights
 from distiller_ng.registry import Registry
@@ -204,7 +205,7 @@ class KnowledgeDistiller(Distiller):
         total = TermSum()
         samples = [batch_size(call.output) for call in calls]
         for call, given, count in zip(calls, taught, samples, strict=True):
-            share = count / sum(samples)
+            share = count / max(sum(samples), 1)
             if self.logits is not None:
                 keys = (self.student_keys, self.teacher_keys)
                 add_terms(total, "", logits_term(self.logits, call, given, self.shares, self.sources, keys), share)

@@ -162,7 +162,7 @@ class MutualDistillationPolicy(Policy):
         samples = [batch_size(call.output) for call in calls]
         components: dict[str, Tensor] = {}
         for call, output, count in zip(calls, outputs, samples, strict=True):
-            share = count / sum(samples)
+            share = count / max(sum(samples), 1)
             mine, theirs = self.distiller.distance(call.output, output)
             total = total + share * distill * self.distiller.logits.scale * (mine + theirs.to(mine.device))
             _add_to(components, "Distill Loss", share * (mine + theirs.to(mine.device)).detach())

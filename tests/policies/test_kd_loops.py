@@ -396,3 +396,31 @@ def test_two_replicas_keep_the_same_weights(tmp_path):
     for name, ours in first.items():
         assert all(torch.equal(a, b) for a, b in zip(ours, second[name], strict=True)), name
     assert len(first["layers True"]) == 7
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher"), [("float32", "bfloat16"), ("float64", "float32"), ("bfloat16", "float32")]
+)
+def test_a_teacher_in_another_type_of_numbers(student, teacher):
+    torch.manual_seed(0)
+    mine, theirs = getattr(torch, student), getattr(torch, teacher)
+    model, large = Net(4).to(mine), Net(6).to(theirs)
+    scheduler = distiller.CompressionScheduler(model)
+    policy = distiller.KnowledgeDistillationPolicy(model, large, 2.0, layers={"conv": "conv"})
+    scheduler.add_policy(policy, starting_epoch=0, ending_epoch=1)
+    scheduler.on_epoch_begin(0)
+    scheduler.on_minibatch_begin(0, 0, 1)
+    x = torch.randn(4, 1, 6, 6).to(mine)
+    total = scheduler.before_backward_pass(0, 0, 1, functional.cross_entropy(model(x), torch.tensor([0, 1, 2, 3])))
+    total.backward()
+    assert torch.isfinite(total) and model.conv.weight.grad.abs().sum() > 0
+
+
+def test_an_empty_batch_is_no_crash():
+    model, teacher = nn.Linear(3, 4), nn.Linear(3, 4)
+    scheduler = distiller.CompressionScheduler(model)
+    scheduler.add_policy(distiller.KnowledgeDistillationPolicy(model, teacher), starting_epoch=0, ending_epoch=1)
+    scheduler.on_epoch_begin(0)
+    scheduler.on_minibatch_begin(0, 0, 1)
+    loss = scheduler.before_backward_pass(0, 0, 1, model(torch.zeros(0, 3)).sum())
+    assert loss.shape == ()
