@@ -49,6 +49,11 @@ from distiller_ng.quantization.q_utils import (
     symmetric_linear_quantization_params,
 )
 from distiller_ng.quantization.qat_range_linear import QuantAwareTrainRangeLinearQuantizer
+from distiller_ng.quantization.quant_params import (
+    ClipMode,
+    get_quant_params_from_stats_dict,
+    get_quant_params_from_tensor,
+)
 from distiller_ng.quantization.sim_bn_fold import SimulatedFoldedBatchNorm
 from distiller_ng.quantization.wrpn import WRPNQuantizer
 from distiller_ng.quantization.xnor import XNORQuantizer
@@ -59,6 +64,7 @@ __all__ = [
     "AciqAsymmetricClipper",
     "AciqClipper",
     "AciqSymmetricClipper",
+    "ClipMode",
     "ClippedLinearQuantization",
     "DorefaQuantizer",
     "FakeLinearQuantization",
@@ -87,6 +93,8 @@ __all__ = [
     "clamp",
     "distiller_qparams_to_pytorch",
     "distiller_quantized_tensor_to_pytorch",
+    "get_quant_params_from_stats_dict",
+    "get_quant_params_from_tensor",
     "get_quantized_range",
     "get_scale_approximation_mult",
     "get_scale_approximation_params",

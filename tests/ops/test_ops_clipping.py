@@ -241,3 +241,12 @@ def test_histogram():
             Histogram(counts, 0.0, 1.0)
     with pytest.raises(ArgumentError):
         Histogram(torch.ones(2), 1.0, 0.0)
+
+
+def test_large_weights_are_searched_by_a_sample():
+    weight = torch.randn(300, 1200, generator=torch.Generator().manual_seed(4))
+    low, high = mse_range(weight, 4, SYMMETRIC, axis=0)
+    for index in (0, 150, 299):
+        alone = mse_range(weight[index], 4, SYMMETRIC)
+        found = quantization_error(weight[index], low[index], high[index], 4, SYMMETRIC)
+        assert found <= quantization_error(weight[index], *alone, 4, SYMMETRIC) * 1.02
