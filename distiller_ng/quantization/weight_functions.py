@@ -29,13 +29,16 @@ from distiller_ng.quantization.ste import mean_sign_ste, round_ste, sign_ste
 
 __all__ = [
     "dorefa_quantize_param",
+    "dorefa_weight_parameters",
     "linear_quantize_param",
     "linear_weight_parameters",
     "lsq_initial_step",
     "lsq_quantize_param",
     "wrpn_quantize_param",
+    "wrpn_weight_parameters",
     "xnor_initial_scale",
     "xnor_quantize_param",
+    "xnor_weight_parameters",
 ]
 
 
@@ -59,6 +62,20 @@ def dorefa_quantize_param(param_fp: Tensor, param_meta: Any) -> Tensor:
     return 2 * rounded - 1
 
 
+def dorefa_weight_parameters(param_fp: Tensor, param_meta: Any) -> QuantizationParameters:
+    """The symmetric grid that :func:`dorefa_quantize_param` lands on exactly, for exporters.
+
+    The levels ``(2 * k - n) / n`` with ``n = 2**b - 1`` are odd multiples of ``1 / n``: integers ``-n .. n``, which need
+    one bit more than DoReFa spends (int8 holds up to 7 bits; 8 bits are stored in int16). One bit: ``-1, 1`` times the
+    mean magnitude. For 2 bits the integers are -3, -1, 1 and 3, the scale is 1/3.
+    """
+    bits = _bits(param_meta)
+    levels = 2**bits - 1
+    step = param_fp.detach().abs().mean() if bits == 1 else torch.ones((), device=param_fp.device) / levels
+    dtype = storage_dtype(bits + 1, LinearQuantMode.SYMMETRIC)
+    return QuantizationParameters(step.float(), torch.zeros_like(step, dtype=dtype), -levels, levels)
+
+
 def wrpn_quantize_param(param_fp: Tensor, param_meta: Any) -> Tensor:
     """WRPN weights: clipped to ``-1 .. 1``, then symmetric linear quantization of that range.
 
@@ -68,11 +85,16 @@ def wrpn_quantize_param(param_fp: Tensor, param_meta: Any) -> Tensor:
 
     Raises :class:`ArgumentError` for one bit, which leaves only 0.
     """
+    return fake_quantize_with(param_fp.clamp(-1, 1), wrpn_weight_parameters(param_fp, param_meta))
+
+
+def wrpn_weight_parameters(param_fp: Tensor, param_meta: Any) -> QuantizationParameters:
+    """The grid of :func:`wrpn_quantize_param`, the same for all weights of so many bits."""
     bits = _bits(param_meta)
     if bits == 1:
         raise ArgumentError("WRPN needs 2 bits or more for weights: use DoReFa for one bit", argument=("bits_weights",))
     bound = torch.ones((), device=param_fp.device)
-    return fake_quantize_with(param_fp.clamp(-1, 1), _grid(-bound, bound, bits, LinearQuantMode.SYMMETRIC, None))
+    return _grid(-bound, bound, bits, LinearQuantMode.SYMMETRIC, None)
 
 
 def linear_quantize_param(
@@ -127,6 +149,12 @@ def xnor_quantize_param(param_fp: Tensor, param_meta: Any = 1) -> Tensor:
         message = f"XNOR-Net++ weights have 1 bit, got {_bits(param_meta)}: use LSQ or DoReFa for more"
         raise ArgumentError(message, argument=("bits_weights",))
     return sign_ste(param_fp, 1.0)
+
+
+def xnor_weight_parameters(param_fp: Tensor) -> QuantizationParameters:
+    """The grid of :func:`xnor_quantize_param`: the integers are the signs, the scale is 1."""
+    one = torch.ones((), device=param_fp.device)
+    return QuantizationParameters(one, torch.zeros_like(one, dtype=torch.int8), -1, 1)
 
 
 def xnor_initial_scale(weight: Tensor, *, axis: int = 0) -> Tensor:

@@ -7,16 +7,20 @@ import pytest
 import torch
 
 from distiller_ng.errors import ArgumentError
+from distiller_ng.ops.fake_quantize import fake_quantize_with
 from distiller_ng.quantization.q_utils import LinearQuantMode
 from distiller_ng.quantization.weight_functions import (
     dorefa_quantize_param,
+    dorefa_weight_parameters,
     linear_quantize_param,
     linear_weight_parameters,
     lsq_initial_step,
     lsq_quantize_param,
     wrpn_quantize_param,
+    wrpn_weight_parameters,
     xnor_initial_scale,
     xnor_quantize_param,
+    xnor_weight_parameters,
 )
 
 MODES = list(LinearQuantMode)
@@ -179,3 +183,16 @@ def test_layouts(function):
     assert torch.equal(function(WEIGHT.to(memory_format=torch.channels_last)), expected)
     sliced = torch.cat([WEIGHT, WEIGHT], dim=1)[:, :3]
     assert torch.equal(function(sliced), expected)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 7, 8])
+def test_what_exporters_store_is_what_training_computed(bits):
+    grids = [(dorefa_quantize_param(WEIGHT, bits), dorefa_weight_parameters(WEIGHT, bits))]
+    if bits > 1:
+        grids.append((wrpn_quantize_param(WEIGHT, bits), wrpn_weight_parameters(WEIGHT, bits)))
+    else:
+        grids.append((xnor_quantize_param(WEIGHT, bits), xnor_weight_parameters(WEIGHT)))
+    for weight, params in grids:
+        torch.testing.assert_close(fake_quantize_with(weight, params), weight, rtol=0, atol=1e-6)
+        assert fake_quantize_with(torch.zeros(3), params).tolist() == [0, 0, 0]  # pruned weights
+    assert grids[0][1].zero_point.dtype == (torch.int16 if bits == 8 else torch.int8)
