@@ -65,9 +65,9 @@ def dorefa_quantize_param(param_fp: Tensor, param_meta: Any) -> Tensor:
 def dorefa_weight_parameters(param_fp: Tensor, param_meta: Any) -> QuantizationParameters:
     """The symmetric grid that :func:`dorefa_quantize_param` lands on exactly, for exporters.
 
-    The levels ``(2 * k - n) / n`` with ``n = 2**b - 1`` are odd multiples of ``1 / n``: integers ``-n .. n``, which need
-    one bit more than DoReFa spends (int8 holds up to 7 bits; 8 bits are stored in int16). One bit: ``-1, 1`` times the
-    mean magnitude. For 2 bits the integers are -3, -1, 1 and 3, the scale is 1/3.
+    The levels ``(2 * k - n) / n`` with ``n = 2**b - 1`` are odd multiples of ``1 / n``: integers ``-n .. n``, which
+    need one bit more than DoReFa spends (int8 holds up to 7 bits; 8 bits are stored in int16). One bit: ``-1, 1`` times
+    the mean magnitude. For 2 bits the integers are -3, -1, 1 and 3, the scale is 1/3.
     """
     bits = _bits(param_meta)
     levels = 2**bits - 1
