@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
-from distiller_ng.errors import listed
+from distiller_ng.errors import ArgumentError, listed
 from distiller_ng.names import canonical_name
 from distiller_ng.quantization._configuration import is_marked
 from distiller_ng.quantization._overrides import Overrides, OverrideTypeError
@@ -52,12 +53,17 @@ class Planner:
         model = quantizer.model
         modules = dict(model.named_modules())
         if not is_done:
-            for module in modules.values():
+            for name, module in modules.items():
                 check_shapes(module)
+                self._check_finite(quantizer, name, module)
             self._check_settings(quantizer, modules)
         rows = [row for name, module in modules.items() if (row := self._row(quantizer, name, module)) is not None]
         extra = quantizer.extra_rows()
-        notes = [] if is_done else [*self._containers(modules), *self._nothing(quantizer, rows), *self._left(quantizer)]
+        notes = (
+            []
+            if is_done
+            else [*self._containers(quantizer, modules), *self._nothing(quantizer, rows), *self._left(quantizer)]
+        )
         return QuantPlan(type(quantizer).__name__, tuple(extra + rows), tuple(notes))
 
     def _row(self, quantizer: Quantizer, name: str, module: nn.Module) -> PlanRow | None:
@@ -93,6 +99,18 @@ class Planner:
             note,
         )
 
+    @staticmethod
+    def _check_finite(quantizer: Quantizer, name: str, module: nn.Module) -> None:
+        """Raise :class:`ArgumentError` for NaN and infinity: no range and no step can come of them."""
+        bits = quantizer.module_qbits_map[name]
+        for parameter, wanted in (("weight", bits.wts), ("bias", bits.bias)):
+            tensor = module._parameters.get(parameter)
+            if wanted is None or tensor is None or tensor.is_meta:
+                continue
+            if not bool(torch.isfinite(tensor).all()):
+                where = f"{canonical_name(name)}.{parameter}" if name else parameter
+                raise ArgumentError(f"{where} holds NaN or infinity and cannot be quantized: did training diverge?")
+
     def _check_settings(self, quantizer: Quantizer, modules: dict[str, nn.Module]) -> None:
         taken: dict[str, set[str]] = {}
         for name, module in modules.items():
@@ -113,12 +131,12 @@ class Planner:
                     argument=("overrides", key, left[0]),
                 )
 
-    def _containers(self, modules: dict[str, nn.Module]) -> list[str]:
+    def _containers(self, quantizer: Quantizer, modules: dict[str, nn.Module]) -> list[str]:
         """Overrides that match only modules which hold others: nothing of those inside follows from them."""
         notes = []
         for key in dict.fromkeys(self.rules.values()):
             names = [name for name, rule in self.rules.items() if rule == key and name in modules]
-            if names and all(any(modules[name].children()) for name in names):
+            if names and all(_only_holds_others(quantizer, modules[name]) for name in names):
                 inside = key + r"\..*"
                 notes.append(
                     f"override {key!r} matches only {listed(names, limit=3)}, which has nothing of its own to "
@@ -154,3 +172,9 @@ class Planner:
         if bits.wts is not None and quantizer.quantizes_parameters and not any(row.weights is not None for row in rows):
             notes.append(f"bits_weights={bits.wts}, but no weights will be quantized")
         return notes
+
+
+def _only_holds_others(quantizer: Quantizer, module: nn.Module) -> bool:
+    """Whether nothing about a module itself could be quantized."""
+    has_own = is_quantizable(module) or why_not_quantizable(module) or quantizer.replacement_for(module) is not None
+    return any(module.children()) and not has_own

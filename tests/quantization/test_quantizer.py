@@ -373,6 +373,34 @@ def test_lazy_layers_are_refused_before_anything_changes():
     assert type(model[1]) is nn.ReLU
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused_before_anything_changes(value):
+    model = Net()
+    with torch.no_grad():
+        model.fc.weight[0, 0] = value
+    with pytest.raises(ArgumentError, match=r"fc\.weight holds NaN"):
+        make(model, 8, 4, fp_copy=True).prepare_model()
+    assert type(model.block1.relu1) is nn.ReLU
+    make(model, 8, 4, fp_copy=True, overrides={"fc": None}).prepare_model()
+
+
+def test_optimizers_made_with_names_get_named_groups():
+    from distiller_ng.quantization import PACTQuantizer
+
+    model = Net()
+    optimizer = torch.optim.SGD(model.named_parameters(), lr=0.1)
+    PACTQuantizer(model, optimizer, 8, 4).prepare_model()
+    assert optimizer.param_groups[1]["param_names"] == ["block1.relu1.clip_val", "block1.relu2.clip_val"]
+
+
+def test_weights_that_are_computed_stay_and_are_named():
+    model = nn.Sequential(torch.nn.utils.parametrizations.weight_norm(nn.Linear(3, 3)), nn.Linear(3, 3))
+    plan = make(model, None, 4, fp_copy=True).plan()
+    assert plan["0"].weights is None and "computed" in plan["0"].note
+    assert "weights of 0 (ParametrizedLinear) stay" in " ".join(plan.warnings)
+    assert make(model, None, 4, fp_copy=True, overrides={"0": None}).plan().warnings == ()
+
+
 def test_a_model_quantized_otherwise_is_refused(model):
     make(model, None, 4, fp_copy=True).prepare_model()
     with pytest.raises(LifecycleError, match="already quantized by Dummy"):
