@@ -39,7 +39,7 @@ class Place:
     path: str = ""
 
     def __str__(self) -> str:
-        return f"{self.layer}[{self.path}]" if self.path else self.layer
+        return f"{self.layer}[{self.path}]" if self.layer and self.path else self.layer or self.path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
