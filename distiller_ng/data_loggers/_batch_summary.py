@@ -11,7 +11,7 @@ from torch import Tensor
 __all__ = ["BatchSummary", "Summarizer", "accumulator_dtype", "rows_of"]
 
 _FEW, _MANY = 2048, 1 << 16  # values of one batch that stand for it in a histogram
-_PIECE = 1 << 16  # values that are reduced together on a CPU: they and their scratch stay in its cache
+_PIECE = 1 << 17  # values that are reduced together on a CPU: they and their scratch stay in its cache
 
 
 def accumulator_dtype(device: torch.device) -> torch.dtype:

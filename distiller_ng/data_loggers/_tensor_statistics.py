@@ -122,7 +122,10 @@ class TensorStatistics:
         """Mean and standard deviation of everything."""
         moved = sums.shifted / sums.numel
         mean = moved if self.reference is None else self.reference.to(moved) + moved
-        return mean, (sums.squares / sums.numel - moved.square()).clamp(min=0).sqrt()
+        spread = (sums.squares / sums.numel - moved.square()).clamp(min=0).sqrt()
+        if bool(torch.isfinite(mean) & torch.isfinite(spread)):
+            return mean, spread
+        return self._histogram.mean_and_deviation()  # float32 sums overflow: values as in attention masks
 
     def _mean_deviation(self, sums: _Totals, mean: Tensor, spread: Tensor) -> Tensor:
         if self._exact_numel:
@@ -130,7 +133,8 @@ class TensorStatistics:
         deviation = sums.deviation / sums.numel
         if self.reference is not None:
             around = self._histogram.mean_absolute_deviation
-            deviation = deviation + around(mean) - around(self.reference.to(mean))
+            moved = deviation + around(mean) - around(self.reference.to(mean))
+            deviation = moved if bool(torch.isfinite(moved)) else around(mean)
         return torch.minimum(deviation.clamp(min=0), spread)  # by Jensen's inequality no more than that
 
     # -- second pass ------------------------------------------------------------------------------------------------

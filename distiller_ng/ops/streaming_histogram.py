@@ -124,6 +124,12 @@ class StreamingHistogram:
             ends = torch.stack([other.minimum, other.maximum])
             self.add(torch.cat([other.bin_means, ends]), torch.cat([counts, torch.zeros_like(ends)]))
 
+    def mean_and_deviation(self) -> tuple[Tensor, Tensor]:
+        """Mean (exact) and standard deviation of the population (of the bins' means) of everything seen."""
+        total = self.counts.sum()
+        mean = self._sums.sum() / total
+        return mean, ((self.counts * (self.bin_means - mean).square()).sum() / total).sqrt()
+
     def mean_absolute_deviation(self, center: Tensor | float) -> Tensor:
         """Mean of ``|x - center|``; exact but for the values in the bin that contains ``center``."""
         return (self.counts * (self.bin_means - center).abs()).sum() / self.counts.sum()

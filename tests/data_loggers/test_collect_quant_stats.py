@@ -210,6 +210,15 @@ def test_nan_and_infinity_name_the_layer_and_leave_the_model():
         collect_quant_stats(nn.Sequential(nn.ReLU()), lambda model: model(torch.tensor([[float("inf"), 1.0]])))
 
 
+def test_values_of_attention_masks_overflow_nothing():
+    lowest = torch.finfo(torch.float32).min
+    x = torch.tensor([[0.0, 1.0, lowest, lowest]] * 4)
+    entry = watch(nn.Softmax(dim=1), [x, x])["inputs"][0]
+    assert (entry["min"], entry["max"], entry["avg_min"]) == (lowest, 1.0, lowest)
+    assert entry["mean"] == pytest.approx(lowest / 2, rel=1e-6)
+    assert entry["std"] == pytest.approx(-lowest / 2, rel=1e-2) and entry["b"] == pytest.approx(-lowest / 2, rel=1e-2)
+
+
 def test_an_error_in_the_block_is_not_hidden():
     model = Net().eval()
     collector = QuantCalibrationStatsCollector(model)

@@ -88,3 +88,11 @@ def test_empty_and_wrong_use():
     histogram.update(torch.ones(3))
     with pytest.raises(ArgumentError, match="from 0 to 1"):
         histogram.quantile(1.5)
+
+
+def test_mean_and_deviation():
+    torch.manual_seed(0)
+    values = torch.randn(3, 1000) * 2 + 5
+    mean, deviation = filled(values, bins=2048).mean_and_deviation()
+    assert float(mean) == pytest.approx(float(values.double().mean()), rel=1e-9)
+    assert float(deviation) == pytest.approx(float(values.double().std(correction=0)), rel=1e-4)
