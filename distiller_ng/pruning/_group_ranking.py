@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from distiller_ng.core.context import StepContext
 from distiller_ng.errors import GraphError, listed
 from distiller_ng.graph.dependency import DependencyGraph
 from distiller_ng.names import ParameterIndex
@@ -16,19 +17,24 @@ from distiller_ng.ops.patterns import NMPattern, nm_mask
 from distiller_ng.pruning._budget import Ranked
 from distiller_ng.pruning._families import Family, FamilyMember, families_of
 from distiller_ng.pruning.base import Target
+from distiller_ng.pruning.importance.base import Importance
 
-__all__ = ["Targeted", "ranking_of", "targeted_families"]
+__all__ = ["Targeted", "original_width", "ranking_of", "scorable", "targeted_families"]
 
 _MASKED, _DROPPED, _OTHERS = 0, 1, 2  # tiers: masked before, dropped by the pattern, all others
 
 
 @dataclass(frozen=True, slots=True)
 class Targeted:
-    """A family of channels, and the targeted parameters that mean it; ``member`` is the first one's dimension."""
+    """A family of channels, and the targeted parameters that mean it; ``member`` is the first one's dimension.
+
+    ``exact``: one of them was named exactly.
+    """
 
     family: Family
     names: tuple[str, ...]
     member: FamilyMember
+    exact: bool
 
     @property
     def name(self) -> str:
@@ -66,8 +72,28 @@ def targeted_families(
         own = [m for m in family.members if m.dim in wanted.get(parameters.find(m.tensor) or "", ())]
         if own:
             names = tuple(dict.fromkeys(str(parameters.find(m.tensor)) for m in own))
-            found.append(Targeted(family, names, own[0]))
+            exact = any(parameters.find(targets[name].text) is not None for name in names)
+            found.append(Targeted(family, names, own[0], exact))
     return found
+
+
+def scorable(targeted: Sequence[Targeted], importance: Importance, graph: DependencyGraph) -> list[Targeted]:
+    """Those the importance can score; raises :class:`GraphError` for one named exactly, or if there are none."""
+    problems = [importance.problem_with(item.family, graph) for item in targeted]
+    for item, problem in zip(targeted, problems, strict=True):
+        if problem is not None and (item.exact or all(problems)):
+            raise GraphError(problem)
+    return [item for item, problem in zip(targeted, problems, strict=True) if problem is None]
+
+
+def original_width(item: Targeted, known: int, ctx: StepContext) -> int:
+    """How many channels a family had at first: as far as is known, and as far as the record of removals tells."""
+    family, member = item.family, item.member
+    present = len(family)
+    removed = 0
+    if (member.index >= 0).all():
+        removed = ctx.removed(item.name, member.dim) * present // member.index.size
+    return max(known, present + removed)
 
 
 def ranking_of(

@@ -15,12 +15,12 @@ from distiller_ng.core.window import PolicyWindow
 from distiller_ng.errors import ArgumentError, CalibrationError, ScheduleWarning, TargetError
 from distiller_ng.graph.cost import CostModel
 from distiller_ng.graph.dependency import DependencyGraph
-from distiller_ng.names import ALL_PRUNABLE, ParameterIndex
+from distiller_ng.names import ALL_PRUNABLE, ParameterIndex, canonical_name
 from distiller_ng.pruning._budget import Removal, removals_of, select_by_budget, select_by_count, select_by_total
 from distiller_ng.pruning._checks import check_choice, check_weights
 from distiller_ng.pruning._group_arguments import Caps, check_round_to, check_target, step_of
 from distiller_ng.pruning._group_costs import Costs
-from distiller_ng.pruning._group_ranking import Targeted, ranking_of, targeted_families
+from distiller_ng.pruning._group_ranking import Targeted, original_width, ranking_of, scorable, targeted_families
 from distiller_ng.pruning._group_watching import WatchingPruner
 from distiller_ng.pruning._level import LevelPruner
 from distiller_ng.pruning.base import PRUNERS, MaskGroup, Scope, Target, targets_of_list
@@ -76,6 +76,7 @@ class GroupPruner(WatchingPruner, LevelPruner):
     """
 
     follows_channels: ClassVar[bool] = True
+    resets_optimizer_state: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -127,8 +128,8 @@ class GroupPruner(WatchingPruner, LevelPruner):
         return targets_of_list("weights", self.weights)
 
     def check_parameter(self, name: str, parameter: Tensor, target: Target) -> None:
-        """Only tensors have channels."""
-        if parameter.dim() == 0:
+        """Only tensors have channels; what a pattern finds beside them is left out."""
+        if parameter.dim() == 0 and canonical_name(target.text) == name:
             raise TargetError(f"GroupPruner cannot prune {name!r}: it is a single number", argument=target.argument)
 
     def bind(self, parameters: ParameterIndex, *, strict: bool = True) -> list[str]:
@@ -180,6 +181,7 @@ class GroupPruner(WatchingPruner, LevelPruner):
             return {}
         graph = ctx.dependency()
         targeted = targeted_families(graph, self._bound, ctx.parameters, reads=self.group_type == "Channels")
+        targeted = scorable(targeted, self.importance, graph)
         families = [item.family for item in targeted]
         try:
             scores = self.importance.scores(graph, ctx, families=families)
@@ -197,14 +199,17 @@ class GroupPruner(WatchingPruner, LevelPruner):
 
     def _steps(self, position: int, item: Targeted, scores: Mapping[int, float], ctx: StepContext) -> list[Removal]:
         family = item.family
-        width = self._widths[family.key] = max(self._widths.get(family.key, 0), len(family))
+        width = self._widths[family.key] = original_width(item, self._widths.get(family.key, 0), ctx)
         return removals_of(
             position,
             ranking_of(item, scores, self._own_mask(item, ctx), self.pattern),
             original=width,
-            most=self.caps.of(member.tensor for member in family.members),
+            most=self._cap(item),
             multiple=step_of(family, self.round_to),
         )
+
+    def _cap(self, item: Targeted) -> float:
+        return self.caps.of(member.tensor for member in item.family.members)
 
     def _own_mask(self, item: Targeted, ctx: StepContext) -> Tensor | None:
         """What this pruner masked of a target before, unless those weights live on in between."""
@@ -216,7 +221,12 @@ class GroupPruner(WatchingPruner, LevelPruner):
     ) -> list[Removal]:
         wanted = [self._wanted(item, ctx) for item in targeted]
         if self.scope == "global":
-            return select_by_total(_ordered(steps, by_score=True), int(sum(wanted) + 1e-9))
+            total = int(sum(wanted) + 1e-9)
+            most = sum(len(step.channels) for step in chain.from_iterable(steps))
+            if total > most:
+                why = f"only {most} of {total} channels can go: max_layer_sparsity and round_to keep the others"
+                warnings.warn(ScheduleWarning(f"pruner {self.owner!r}: {why}"), stacklevel=2)
+            return select_by_total(_ordered(steps, by_score=True), total)
         chosen = (select_by_count(own, int(count + 1e-9)) for own, count in zip(steps, wanted, strict=True))
         return list(chain.from_iterable(chosen))
 

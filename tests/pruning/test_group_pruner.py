@@ -10,14 +10,25 @@ from torch import nn
 
 from distiller_ng.core.masks import MaskRegistry
 from distiller_ng.core.window import PolicyWindow
-from distiller_ng.errors import ArgumentError, GraphError, ScheduleWarning, TargetError
+from distiller_ng.errors import ArgumentError, CalibrationError, GraphError, ScheduleWarning, TargetError
+from distiller_ng.graph.changes import record_change
 from distiller_ng.graph.cost import MacsCost, ParamsCost
 from distiller_ng.graph.dependency import DependencyGraph
 from distiller_ng.models import create_model
 from distiller_ng.names import ParameterIndex
 from distiller_ng.pruning import GroupPruner
 
-INPUTS = {Residual: (1, 2, 6, 6), Concat: (1, 2, 6, 6), Separable: (1, 3, 12, 12)}
+
+class Sized(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.one, self.two = nn.Linear(4, width), nn.Linear(width, 3)
+
+    def forward(self, x):
+        return self.two(self.one(x).relu())
+
+
+INPUTS = {Residual: (1, 2, 6, 6), Concat: (1, 2, 6, 6), Separable: (1, 3, 12, 12), Sized: (1, 4)}
 
 
 def dead(mask, dim=0):
@@ -146,6 +157,7 @@ def test_widths_are_rounded(scope):
     assert len(dead(masks["c.weight"])) == 2 and dead(masks["a.weight"]) == []
 
 
+@pytest.mark.filterwarnings("ignore:.*can go:distiller_ng.errors.ScheduleWarning")
 def test_no_layer_is_emptied():
     for scope in ("layer", "global"):
         _, masks = masks_of(Residual(), sparsity=1.0, scope=scope, max_layer_sparsity=1.0)
@@ -181,15 +193,6 @@ def test_masked_channels_stay_masked_whatever_their_score():
         gone = set(dead(decided["blocks.2.3.weight"]))
         assert before <= gone and len(gone) == int(epoch * 0.2 * 64 + 1e-9)
         before = gone
-
-
-class Sized(nn.Module):
-    def __init__(self, width):
-        super().__init__()
-        self.one, self.two = nn.Linear(4, width), nn.Linear(width, 3)
-
-    def forward(self, x):
-        return self.two(self.one(x).relu())
 
 
 @pytest.mark.parametrize("arguments", [{"sparsity": 0.5}, {"target": {"params": 0.5}}], ids=str)
@@ -277,6 +280,48 @@ def test_arguments_are_checked(arguments, place):
     with pytest.raises(ArgumentError) as caught:
         GroupPruner("p", **arguments)
     assert caught.value.argument == place
+
+
+def test_a_global_sparsity_above_the_caps_is_told():
+    with pytest.warns(ScheduleWarning, match="only 8 of 9 channels can go: max_layer_sparsity"):
+        masks_of(Residual(), sparsity=0.95, scope="global")
+
+
+def test_patterns_leave_out_what_the_importance_cannot_score_and_names_refuse_it():
+    model = Residual()
+    _, masks = masks_of(model, importance="bn_scale", sparsity=0.5)
+    assert len(dead(masks["a.weight"])) == 2 and dead(masks["c.weight"]) == []
+    with pytest.raises(GraphError, match="no norm with a scale stands behind 'c.weight'"):
+        masks_of(model, weights=["a.weight", "c.weight"], importance="bn_scale", sparsity=0.5)
+    with pytest.raises(GraphError, match="no norm with a scale"):
+        masks_of(Concat(), importance="bn_scale", sparsity=0.5)
+
+
+def test_layers_that_do_not_train_have_no_gradients_to_rank_by():
+    model = Residual()
+    model.c.requires_grad_(False)
+    model.fc.requires_grad_(False)
+    model(torch.randn(2, 2, 6, 6)).sum().backward()
+    with pytest.raises(CalibrationError, match="nothing of the channels of 'c.weight'.*gradients"):
+        masks_of(model, importance="taylor", sparsity=0.5, where={"epoch": 1, "window": (1, 3, 1)})
+    masks_of(model, weights=["a.weight"], importance="taylor", sparsity=0.5)
+
+
+def test_recorded_removals_count_as_removed():
+    """A model that was thinned before this pruner saw it: the record of it says what the original width was."""
+    model = Sized(12)
+    record_change(model, "thinning", {"cuts": [["one.weight", 0, list(range(8)), 20]]}, {})
+    _, masks = masks_of(model, weights=["one.weight"], sparsity=0.5)
+    assert len(dead(masks["one.weight"])) == 2
+
+
+def test_single_numbers_found_by_a_pattern_are_left_out():
+    model = Residual()
+    model.temperature = nn.Parameter(torch.tensor(1.0))
+    _, masks = masks_of(model, weights="__ALL__", sparsity=0.5)
+    assert "temperature" not in masks and len(dead(masks["c.weight"])) == 3
+    with pytest.raises(TargetError, match="single number"):
+        masks_of(model, weights="temperature", sparsity=0.5)
 
 
 def test_unmatched_caps_are_refused():

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from distiller_ng.core.context import StepContext
+from distiller_ng.errors import CalibrationError
 from distiller_ng.graph.dependency import DependencyGraph
 from distiller_ng.names import ParameterIndex
 from distiller_ng.pruning._families import Family, FamilyMember, Floats
@@ -29,6 +30,11 @@ class EntryImportance(Importance):
             values = None if name is None else self.entry_scores(name, member, parameters, ctx)
             if values is not None:
                 scores.append(self.finish(member.totals(values, len(family))))
+        if not scores:
+            raise CalibrationError(
+                f"{type(self).__name__} knows nothing of the channels of {family.name!r}: its parameters had no "
+                "gradients. Leave it out of weights, or let it train (requires_grad)"
+            )
         return self.aggregated(scores, len(family))
 
     @abstractmethod

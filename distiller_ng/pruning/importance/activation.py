@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from distiller_ng.core.context import StepContext
-from distiller_ng.errors import CalibrationError
+from distiller_ng.errors import CalibrationError, GraphError
 from distiller_ng.graph.dependency import DependencyGraph
 from distiller_ng.names import canonical_name, unwrap
 from distiller_ng.pruning._families import Family, FamilyMember, Floats, families_of
@@ -111,8 +111,20 @@ class ActivationImportance(Importance):
 
     # -- scores -----------------------------------------------------------------------------------------------------
 
+    def problem_with(self, family: Family, graph: DependencyGraph) -> str | None:
+        """There must be a convolution, linear layer or norm to watch."""
+        if _watched(family, _layers(graph)):
+            return None
+        return (
+            f"importance activation: no convolution, linear layer or norm makes or reads the channels of "
+            f"{family.name!r}, so there is nowhere to watch them. Leave it out of weights, or choose another importance"
+        )
+
     def family_scores(self, family: Family, graph: DependencyGraph, ctx: StepContext | None) -> Floats:
         """Mean activity at each place where the family is watched, aggregated."""
+        problem = self.problem_with(family, graph)
+        if problem is not None:
+            raise GraphError(problem)
         modules = _layers(graph)
         scores = []
         for member in _watched(family, modules):
@@ -126,8 +138,8 @@ class ActivationImportance(Importance):
         if not scores:
             raise CalibrationError(
                 f"importance activation has seen nothing of the channels of {family.name!r}: it decides on what the "
-                "epoch before an active one shows, at convolutions, linear layers and norms. Begin training at least "
-                "one epoch before the policy, or collect by hand: with pruner.observing(model, inputs): ..."
+                "epoch before an active one shows. Begin training at least one epoch before the policy, or collect by "
+                "hand: with pruner.observing(model, inputs): ..."
             )
         return self.aggregated(scores, len(family))
 

@@ -71,6 +71,10 @@ class Importance(ABC):
             found.update(zip(family.channels.tolist(), values.tolist(), strict=True))
         return found
 
+    def problem_with(self, family: Family, graph: DependencyGraph) -> str | None:
+        """Why these channels can have no score, whatever is seen; None where they can."""
+        return None
+
     @abstractmethod
     def family_scores(self, family: Family, graph: DependencyGraph, ctx: StepContext | None) -> Floats:
         """``[channels]``: a score for each channel of a family, before they are normalised."""

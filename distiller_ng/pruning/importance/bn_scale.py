@@ -35,20 +35,30 @@ class BNScaleImportance(EntryImportance):
 
     default_normalize = "none"
 
+    def problem_with(self, family: Family, graph: DependencyGraph) -> str | None:
+        """There must be a norm with a scale."""
+        if _scales(family, graph):
+            return None
+        return (
+            f"importance bn_scale: no norm with a scale stands behind {family.name!r}. Leave it out of weights, or "
+            "choose another importance, e.g. l1"
+        )
+
     def family_scores(self, family: Family, graph: DependencyGraph, ctx: StepContext | None) -> Floats:
         """The scales of the group's norms."""
-        norms = {canonical_name(name) for name, module in graph.model.named_modules() if isinstance(module, _NORMS)}
-        weights = {f"{name}.weight" for name in norms}
-        scales = tuple(member for member in family.members if member.feeds and member.tensor in weights)
-        if not scales:
-            raise GraphError(
-                f"importance bn_scale: no norm with a scale stands behind {family.name!r}. Leave it out of weights, or "
-                "choose another importance, e.g. l1"
-            )
-        return super().family_scores(Family(family.key, family.channels, scales), graph, ctx)
+        problem = self.problem_with(family, graph)
+        if problem is not None:
+            raise GraphError(problem)
+        return super().family_scores(Family(family.key, family.channels, _scales(family, graph)), graph, ctx)
 
     def entry_scores(
         self, name: str, member: FamilyMember, parameters: ParameterIndex, ctx: StepContext | None
     ) -> Floats | None:
         """``|gamma|``."""
         return along(weight_of(name, parameters, ctx).abs(), member.dim)
+
+
+def _scales(family: Family, graph: DependencyGraph) -> tuple[FamilyMember, ...]:
+    norms = {canonical_name(name) for name, module in graph.model.named_modules() if isinstance(module, _NORMS)}
+    weights = {f"{name}.weight" for name in norms}
+    return tuple(member for member in family.members if member.feeds and member.tensor in weights)
