@@ -48,6 +48,9 @@ class ModuleNames:
                 self._plain[name] = above if added else f"{above}.{last}".lstrip(".")
             self._full[self._plain[name]] = name
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._plain
+
     def plain(self, name: str) -> str:
         """``"module.conv1"`` -> ``"conv1"`` for a model inside DataParallel; an unknown name as it is."""
         return self._plain.get(name, name)
@@ -117,6 +120,8 @@ class SummaryBuilder:
         kind = onnx_type(node)
         stack = node.meta.get("nn_module_stack") or {}
         call, path = next(((key, str(value[0])) for key, value in reversed(stack.items())), ("", ""))
+        while path not in self._own_names:  # tracing may put the model inside another module
+            path = path.partition(".")[2]
         module = self._own_names.plain(path)
         full = self._names.full(module)
         name = self._unused(module, kind, len(self.module_ops_map.setdefault(full, [])))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from copy import deepcopy
+from dataclasses import dataclass
 from itertools import pairwise
 
 import pytest
@@ -464,6 +465,26 @@ def test_wrong_names_and_inputs(wrapped_resnet):
         SummaryGraph(nn.Linear(2, 2), None)
     with pytest.raises(GraphError, match="Linear cannot be traced"):
         SummaryGraph(nn.Linear(2, 2), torch.randn(1, 3))
+
+
+def test_a_model_that_returns_an_object_of_its_own():
+    @dataclass
+    class Output:
+        logits: torch.Tensor
+        features: torch.Tensor
+
+    class Returning(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 4, 1), nn.Linear(4, 2)
+
+        def forward(self, x):
+            features = self.conv(x).mean((2, 3))
+            return Output(logits=self.fc(features), features=features)
+
+    graph = SummaryGraph(Returning(), torch.randn(1, 3, 4, 4))
+    assert list(graph.adjacency_map()) == ["conv", "top_level_op", "fc"]
+    assert graph.adjacency_map(True)["conv"].op_meta.type == "Conv"
 
 
 def test_a_graph_can_be_copied():
