@@ -157,7 +157,7 @@ def test_widths_are_rounded(scope):
     assert len(dead(masks["c.weight"])) == 2 and dead(masks["a.weight"]) == []
 
 
-@pytest.mark.filterwarnings("ignore:.*can go:distiller_ng.errors.ScheduleWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_no_layer_is_emptied():
     for scope in ("layer", "global"):
         _, masks = masks_of(Residual(), sparsity=1.0, scope=scope, max_layer_sparsity=1.0)
