@@ -13,7 +13,7 @@ from distiller_ng.core.policy import Policy
 from distiller_ng.core.window import PolicyWindow
 from distiller_ng.errors import ArgumentError, ScheduleWarning
 from distiller_ng.names import ParameterIndex, unwrap
-from distiller_ng.quantization.base import Quantizer
+from distiller_ng.quantization.base import Quantizer, quantization_of
 
 __all__ = ["QuantizationPolicy"]
 
@@ -64,13 +64,18 @@ class QuantizationPolicy(Policy):
 
     def on_added(self, ctx: StepContext) -> None:
         """Prepare the model; it waits in floating point if the window begins later."""
-        if not self.quantizer.is_prepared:
-            self.quantizer.prepare_model(ctx.example_inputs)
-        if ctx.window.start > 0:
-            self.quantizer.disable()
-        else:
+        quantizer, first = self.quantizer, not self.quantizer.is_scheduled
+        quantizer.is_scheduled = True
+        # A model that a checkpoint's record quantized goes on as it was.
+        goes_on = not quantizer.is_prepared and quantization_of(quantizer.model) is not None
+        if not quantizer.is_prepared:
+            quantizer.prepare_model(ctx.example_inputs)
+        if ctx.window.start <= 0:
+            quantizer.enable()
             self._freeze(ctx)
             self._overwrite(ctx)
+        elif first and not goes_on:
+            quantizer.wait()
 
     def on_epoch_begin(self, ctx: StepContext) -> None:
         """Quantize from now on, and freeze what is due."""

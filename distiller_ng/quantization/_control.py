@@ -23,9 +23,12 @@ class QuantizerControl:
     params_to_quantize: list[ParamToQuantize]
     param_quantization_fn: ParamQuantizationFn | None
     is_prepared: bool
+    #: Whether a policy decides when it acts.
+    is_scheduled: bool
     is_enabled: bool
     observes: bool
     bn_is_frozen: bool
+    is_waiting: bool
 
     #: Whether it follows the ranges of activations, which can be stopped.
     has_observers: ClassVar[bool] = False
@@ -69,13 +72,22 @@ class QuantizerControl:
                 parameter.data.copy_(self._param_fn()(parameter, meta).detach())
 
     def enable(self) -> None:
-        """Compute with quantized weights and activations from now on; learned ranges start from the present weights."""
-        if not self.is_enabled:
+        """Compute with quantized weights and activations from now on.
+
+        After :meth:`wait` what is learned (ranges, steps) starts from the present weights.
+        """
+        if self.is_waiting:
             self._start_learning()
+        self.is_waiting = False
         self._switch(True)
 
     def disable(self) -> None:
-        """Compute in floating point, as the model did before; what was added to it stays there."""
+        """Compute in floating point, as the model did before; what was added to it stays there, with its values."""
+        self._switch(False)
+
+    def wait(self) -> None:
+        """Compute in floating point until quantization begins with :meth:`enable`, for the first time."""
+        self.is_waiting = True
         self._switch(False)
 
     def _switch(self, on: bool) -> None:
@@ -123,19 +135,26 @@ class QuantizerControl:
         observers = [part for module in marked for part in module.modules() if hasattr(part, "observing")]
         return {
             "is_enabled": not any(waits),
+            "is_waiting": any(waits),
             "observes": all(part.observing for part in observers),
             "bn_is_frozen": any(isinstance(module, FrozenStatistics) for module in batch_norms(model)),
         }
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs beyond the model: whether the quantization acts, and observers observe."""
-        return {"is_enabled": self.is_enabled, "observes": self.observes, "bn_is_frozen": self.bn_is_frozen}
+        return {
+            "is_enabled": self.is_enabled,
+            "is_waiting": self.is_waiting,
+            "observes": self.observes,
+            "bn_is_frozen": self.bn_is_frozen,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore :meth:`state_dict`; raises :class:`CheckpointError` for the state of something else."""
         if set(state) != set(self.state_dict()):
             raise CheckpointError(f"{type(self).__name__} expects {sorted(self.state_dict())}, got {sorted(state)}")
         self._switch(bool(state["is_enabled"]))
+        self.is_waiting = bool(state["is_waiting"])
         self.freeze_observers(not state["observes"])
         if state["bn_is_frozen"]:
             self.freeze_batch_norms()

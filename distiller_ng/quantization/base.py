@@ -110,7 +110,8 @@ class Quantizer(QuantizerPreparation, ABC):
         self.modules_processed: OrderedDict[nn.Module, tuple[str, nn.Module | None]] = OrderedDict()
         self.adjacency_map: Any = None
         self.layout: dict[str, Any] = {}
-        self.is_prepared, self.is_enabled, self.observes, self.bn_is_frozen = False, True, True, False
+        self.is_prepared, self.is_enabled, self.observes = False, True, True
+        self.is_waiting, self.bn_is_frozen, self.is_scheduled = False, False, False
         self.module_qbits_map: OrderedDict[str, QBits] = OrderedDict()
         self.module_overrides_map: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self._planner = self._assign_overrides()
@@ -201,6 +202,7 @@ class Quantizer(QuantizerPreparation, ABC):
         else:  # by a checkpoint's record
             self.layout = dict(earlier.layout)
             self._find_parameters()
+            self.load_state_dict(self.switches_of(self.model))
         self.is_prepared = True
         if any(isinstance(module, DistributedDataParallel) for module in self.model.modules()):
             # The wrapper took stock of the parameters when it was made.

@@ -145,6 +145,29 @@ def test_the_model_stays_quantized_after_the_window():
     assert run.quantizer.is_enabled
 
 
+def test_two_windows_of_one_quantizer():
+    sched = schedule("pact", start=1, end=2)
+    sched["policies"].append({"quantizer": {"instance_name": "q"}, "starting_epoch": 3, "ending_epoch": 4})
+    run, seen = Run(sched), {}
+    run.train(4, at=lambda epoch: seen.update({epoch: run.quantizer.is_enabled}))
+    assert seen == {0: False, 1: True, 2: True, 3: True}
+    sched["policies"][0]["starting_epoch"] = 0
+    assert Run(sched).quantizer.is_enabled
+
+
+def test_another_schedule_keeps_what_a_checkpoints_quantizer_learned(tmp_path):
+    run = Run(schedule("pact", act_clip_init_val=0.4)).train(2)
+    path = save_checkpoint(1, "net", run.model, run.optimizer, run.scheduler, dir=tmp_path)
+    model, _, optimizer, start = load_checkpoint(Net(), path)
+    clip = float(model.relu1.clip_val)
+    assert clip != 0.4
+    other = schedule("pact", start=1, end=9, act_clip_init_val=0.4)
+    scheduler = distiller.dict_config(model, optimizer, other, resumed_epoch=start - 1)
+    assert scheduler.schedule[0][0].quantizer.is_enabled
+    scheduler.on_epoch_begin(start, optimizer)
+    assert float(model.relu1.clip_val) == clip
+
+
 def test_observers_and_batch_norms_freeze():
     run = Run(schedule("linear", args={"disable_observer_epoch": 1, "freeze_bn_epoch": 2}))
     ranges, statistics = [], []

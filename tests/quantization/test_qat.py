@@ -282,11 +282,16 @@ def test_pact_start_by_override_and_again_when_it_begins_to_act():
     quantizer = prepared(PACTQuantizer, act_clip_init_val=8, overrides={"relu1": {"act_clip_init_val": 2.0}})
     clips = [quantizer.model.relu1.clip_val, quantizer.model.relu2.clip_val]
     assert [float(clip) for clip in clips] == [2.0, 8.0]
-    quantizer.disable()
+    quantizer.wait()
     with torch.no_grad():
         [clip.mul_(0.1) for clip in clips]  # what weight decay would do to them
     quantizer.enable()
     assert [float(clip) for clip in clips] == [2.0, 8.0]
+    with torch.no_grad():
+        [clip.mul_(0.5) for clip in clips]
+    quantizer.disable()  # to compare with floating point, say
+    quantizer.enable()
+    assert [float(clip) for clip in clips] == [1.0, 4.0]
 
 
 @pytest.mark.parametrize(("name", "value"), [("act_clip_init_val", 0), ("act_clip_decay", -1), ("act_clip_decay", "a")])
@@ -513,7 +518,7 @@ def test_lsq_per_channel_and_late_start():
     quantizer = prepared(LSQQuantizer, per_channel_wts=True)
     conv = quantizer.model.conv1
     assert conv.weight_step.shape == (4,)
-    quantizer.disable()
+    quantizer.wait()
     with torch.no_grad():
         conv.weight.mul_(3)
     before = conv.weight_step.detach().clone()
