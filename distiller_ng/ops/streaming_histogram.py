@@ -139,13 +139,24 @@ class StreamingHistogram:
 
         Raises :class:`ArgumentError` for a fraction outside 0..1.
         """
+        low, high, inside = self._bin_of(fraction)
+        return torch.clamp(low + (high - low) * inside, self._minimum, self._maximum)
+
+    def quantile_bounds(self, fraction: float) -> tuple[Tensor, Tensor]:
+        """Two values between which :meth:`quantile` lies: the ends of its bin, within what was seen."""
+        low, high, _ = self._bin_of(fraction)
+        return torch.maximum(low, self._minimum), torch.minimum(high, self._maximum)
+
+    def _bin_of(self, fraction: float) -> tuple[Tensor, Tensor, Tensor]:
+        """The edges of the bin where a fraction of all values is reached, and at which part of the bin."""
         if not 0.0 <= fraction <= 1.0:
             raise ArgumentError(f"fraction must be from 0 to 1, got {fraction!r}", argument=("fraction",))
         cumulative = self.counts.cumsum(0)
         wanted = fraction * cumulative[-1]
         at = torch.searchsorted(cumulative, wanted).clamp(max=self.bins - 1)
         inside = (wanted - (cumulative[at] - self.counts[at])) / self.counts[at].clamp(min=1)
-        return torch.clamp(self._low + self._width * (at + inside), self._minimum, self._maximum)
+        low = self._low + self._width * at
+        return low, low + self._width, inside
 
     def frozen(self) -> Histogram:
         """The counts so far as a :class:`~distiller_ng.ops.histogram.Histogram`, on the CPU, for range searches.

@@ -54,6 +54,7 @@ def test_exact_ranges(name, arguments, batches, wanted):
 def test_percentile_leaves_out_the_rarest():
     low, high = seen(observer_named("percentile", {"percentile": 99.0}), torch.arange(1001.0)).range()
     assert (low, high) == pytest.approx((10, 990), abs=1)
+    assert seen(observer_named("percentile", {"percentile": 99.0}), gauss().relu()).range()[0] == 0.0
 
 
 @pytest.mark.parametrize("name", ["mse", "kl"])

@@ -33,6 +33,6 @@ class PercentileObserver(HistogramObserver):
         super().__init__(bins=bins)
 
     def chosen_range(self) -> tuple[Tensor, Tensor]:
-        """Both percentiles."""
+        """Both percentiles, rounded outwards to a bin, so that a range from exactly 0 stays one."""
         fraction = self.percentile / 100.0
-        return self._histogram.quantile(1.0 - fraction), self._histogram.quantile(fraction)
+        return self._histogram.quantile_bounds(1.0 - fraction)[0], self._histogram.quantile_bounds(fraction)[1]
