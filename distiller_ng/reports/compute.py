@@ -2,8 +2,8 @@
 
 Measured by running the model once with forward hooks, so layers count as often as they really run. Counted are
 convolutions and transposed convolutions of one to three dimensions, Linear and Bilinear layers, the projections of
-multi-head attention, and recurrent layers. Biases, element-wise operations and products of two activations (attention
-scores) are not.
+multi-head attention, recurrent layers and cells. Biases, element-wise operations and products of two activations
+(attention scores) are not.
 """
 
 from __future__ import annotations
@@ -173,9 +173,19 @@ def _recurrent(name: str, call: _Call) -> list[LayerCost]:
     return [_cost(name, type(module).__name__, "", (inputs.shape, result.shape), weights, steps * weights)]
 
 
+def _cell(name: str, call: _Call) -> list[LayerCost]:
+    module, _, _, output = call
+    inputs: Tensor = _argument(call, 0, "input")
+    result = output[0] if isinstance(output, tuple) else output
+    weights = sum(p.numel() for n, p in module.named_parameters(recurse=False) if n.startswith("weight"))
+    macs = inputs.numel() // inputs.shape[-1] * weights
+    return [_cost(name, type(module).__name__, "", (inputs.shape, result.shape), weights, macs)]
+
+
 _COSTS: tuple[tuple[Any, _Cost], ...] = (
     (nn.modules.conv._ConvNd, _convolution),
     ((nn.Linear, nn.Bilinear), _linear),
     (nn.MultiheadAttention, _attention),
     (nn.RNNBase, _recurrent),
+    (nn.RNNCellBase, _cell),
 )
