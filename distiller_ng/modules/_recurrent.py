@@ -115,6 +115,14 @@ class RecurrentStack(nn.Module, ABC):
                 if isinstance(cell, RecurrentCell):
                     cell.init_weights()
 
+    @property
+    def proj_size(self) -> int:
+        """0: there are no projections. For code written for torch's layers, as :meth:`flatten_parameters` is."""
+        return 0
+
+    def flatten_parameters(self) -> None:
+        """Does nothing: there is no one piece of memory that torch's fast kernels would need."""
+
     def extra_repr(self) -> str:
         """What the constructor was given, for the printed model."""
         both = f", bidirectional=True, bidirectional_type={self.bidirectional_type}" if self.bidirectional else ""

@@ -44,9 +44,13 @@ class DistillerGRUCell(RecurrentCell):
         self.eltwiseadd_hidden = EltwiseAdd()
         self.init_weights()
 
-    def forward(self, x: Tensor, h: Tensor | None = None) -> Tensor:
-        """``[B, input_size]`` (or ``[input_size]``) and the state, zeros by default, to the next state."""
-        return self.step(x, self.initial_states(x) if h is None else (h,))[0]
+    def forward(self, x: Tensor, h: Tensor | None = None, *, hx: Tensor | None = None) -> Tensor:
+        """``[B, input_size]`` (or ``[input_size]``) and the state, zeros by default, to the next state.
+
+        ``hx`` is what torch calls ``h``.
+        """
+        state = hx if h is None else h
+        return self.step(x, self.initial_states(x) if state is None else (state,))[0]
 
     def step(self, x: Tensor, states: States) -> States:
         """The next hidden state."""
@@ -84,12 +88,16 @@ class DistillerGRU(RecurrentStack):
 
     cell_class = DistillerGRUCell
 
-    def forward(self, x: Tensor | PackedSequence, h: Tensor | None = None) -> tuple[Tensor | PackedSequence, Tensor]:
+    def forward(
+        self, x: Tensor | PackedSequence, h: Tensor | None = None, *, hx: Tensor | None = None
+    ) -> tuple[Tensor | PackedSequence, Tensor]:
         """The last layer's hidden states ``[T, B, directions * hidden_size]``, in the form of ``x``, and the state.
 
-        The state, given (zeros by default) and returned, is ``[num_layers * directions, B, hidden_size]``.
+        The state, given (zeros by default) and returned, is ``[num_layers * directions, B, hidden_size]``; ``hx`` is
+        what torch calls ``h``.
         """
-        output, (hidden,) = self.run(x, None if h is None else (h,))
+        state = hx if h is None else h
+        output, (hidden,) = self.run(x, None if state is None else (state,))
         return output, hidden
 
     def init_hidden(self, batch_size: int, device: torch.device | str | None = None) -> Tensor:

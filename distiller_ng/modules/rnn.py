@@ -48,9 +48,13 @@ class DistillerLSTMCell(RecurrentCell):
         self.eltwisemult_hidden = EltwiseMult()
         self.init_weights()
 
-    def forward(self, x: Tensor, h: _LstmState | None = None) -> _LstmState:
-        """``[B, input_size]`` (or ``[input_size]``) and ``(h, c)``, zeros by default, to the next ``(h, c)``."""
-        hidden, cell = self.step(x, self.initial_states(x) if h is None else h)
+    def forward(self, x: Tensor, h: _LstmState | None = None, *, hx: _LstmState | None = None) -> _LstmState:
+        """``[B, input_size]`` (or ``[input_size]``) and ``(h, c)``, zeros by default, to the next ``(h, c)``.
+
+        ``hx`` is what torch calls ``h``.
+        """
+        state = hx if h is None else h
+        hidden, cell = self.step(x, self.initial_states(x) if state is None else state)
         return hidden, cell
 
     def step(self, x: Tensor, states: States) -> States:
@@ -91,13 +95,14 @@ class DistillerLSTM(RecurrentStack):
     cell_class = DistillerLSTMCell
 
     def forward(
-        self, x: Tensor | PackedSequence, h: _LstmState | None = None
+        self, x: Tensor | PackedSequence, h: _LstmState | None = None, *, hx: _LstmState | None = None
     ) -> tuple[Tensor | PackedSequence, _LstmState]:
         """The last layer's hidden states ``[T, B, directions * hidden_size]``, in the form of ``x``, and ``(h, c)``.
 
-        Both states, given (zeros by default) and returned, are ``[num_layers * directions, B, hidden_size]``.
+        Both states, given (zeros by default) and returned, are ``[num_layers * directions, B, hidden_size]``; ``hx``
+        is what torch calls ``h``.
         """
-        output, (hidden, cell) = self.run(x, h)
+        output, (hidden, cell) = self.run(x, hx if h is None else h)
         return output, (hidden, cell)
 
     def init_hidden(self, batch_size: int, device: torch.device | str | None = None) -> _LstmState:

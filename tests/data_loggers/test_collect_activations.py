@@ -300,6 +300,7 @@ def test_loggers_get_the_statistic(tmp_path):
     log_activation_statistics(3, "valid", loggers, create_activation_stats_collectors(model)["train"]["l1_channels"])
 
 
+@pytest.mark.slow
 def test_compiled_models_are_watched():
     model = nn.Sequential(nn.Linear(2, 2), nn.ReLU()).eval()
     compiled = torch.compile(model, backend="eager")

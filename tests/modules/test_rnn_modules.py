@@ -281,6 +281,18 @@ def test_models_are_converted_in_place_with_their_own_parameters():
     assert not torch.allclose(model(x), wanted)
 
 
+def test_code_written_for_torchs_layers_goes_on_working():
+    for kind in KINDS:
+        theirs, ours = pair(kind, 3, 4, 2)
+        ours.flatten_parameters()
+        assert ours.proj_size == 0 and ours.hidden_size == 4 and ours.num_layers == 2 and not ours.batch_first
+        x, initial = torch.randn(5, 2, 3), states(kind, 2, 2, 4)
+        same(ours(x, hx=initial), theirs(x, hx=initial))
+        cell = CELLS[kind][0](3, 4)
+        one = states(kind, 2, 4)
+        same(CELLS[kind][1].from_pytorch_impl(cell)(x[0], hx=one), cell(x[0], hx=one))
+
+
 def test_a_model_that_is_one_lstm():
     lstm = nn.LSTM(2, 3)
     assert type(convert_model_to_distiller_lstm(lstm)) is DistillerLSTM
