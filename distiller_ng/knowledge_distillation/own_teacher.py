@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distiller_ng.errors import CheckpointError, LifecycleError
+from distiller_ng.errors import CheckpointError
 from distiller_ng.knowledge_distillation.teachers import TeacherSource
 from distiller_ng.names import strip_wrappers, unwrap
 
 __all__ = ["OwnTeacher"]
+
+_HALF = (torch.float16, torch.bfloat16)
 
 
 class OwnTeacher(TeacherSource):
@@ -47,13 +49,12 @@ class OwnTeacher(TeacherSource):
             self._take(student)
             self._to_eval(student)
             return
-        learned = {name for name, _ in self.module.named_parameters()}
+        learned = [name for name, tensor in mine.items() if isinstance(tensor, nn.Parameter)]
         with torch.no_grad():
-            averages = [mine[name] for name in mine if name in learned]
-            torch._foreach_lerp_(averages, [theirs[name].detach() for name in mine if name in learned], 1 - self.decay)
-            for name in mine:
-                if name not in learned:
-                    mine[name].copy_(theirs[name])
+            values = [theirs[name].detach().to(mine[name].dtype) for name in learned]
+            torch._foreach_lerp_([mine[name] for name in learned], values, 1 - self.decay)
+            for name in mine.keys() - set(learned):
+                mine[name].copy_(theirs[name])
 
     def state_dict(self) -> dict[str, Any]:
         """The copy's tensors; nothing before it was taken."""
@@ -65,29 +66,56 @@ class OwnTeacher(TeacherSource):
             self.close()
             self.module = None
             return
-        if self.module is None:
-            self._take(student)
-        mine = _tensors(self._ready_module())
-        unfit = [n for n in {**mine, **state} if n not in mine or n not in state or mine[n].shape != state[n].shape]
+        module = self._take(student) if self.module is None else self.module
+        mine = _tensors(module)
+        unfit = [name for name in {**mine, **state} if name not in mine or name not in state]
         if unfit:
             raise CheckpointError(
-                f"teacher {self.name!r} of the checkpoint is another architecture than the student: {unfit[0]!r} does "
-                "not fit. Give the teacher as a module, teachers={...}, when the student changes its structure"
+                f"teacher {self.name!r} of the checkpoint is another architecture than the student: {unfit[0]!r} is in "
+                "one of them only. Give the teacher as a module, teachers={...}, when the student changes its structure"
             )
         with torch.no_grad():
             for name, value in state.items():
-                mine[name].copy_(value)
+                if mine[name].shape == value.shape:
+                    mine[name].copy_(value)
+                else:  # the student was thinned after the copy was taken
+                    _replace_(module, mine[name], value)
+        _restore_sizes_(module)
 
-    def _ready_module(self) -> nn.Module:
-        if self.module is None:
-            raise LifecycleError(f"teacher {self.name!r} does not exist before the policy's first epoch")
-        return self.module
+    def _take(self, student: nn.Module) -> nn.Module:
+        module = copy.deepcopy(unwrap(student)).requires_grad_(False)
+        module.zero_grad(set_to_none=True)
+        if self.decay is not None and any(p.dtype in _HALF for p in module.parameters()):
+            module.float()  # steps of 0.1 % are lost in half precision
+        self.module = module.eval()
+        self._listen(module)
+        return module
 
-    def _take(self, student: nn.Module) -> None:
-        self.module = copy.deepcopy(unwrap(student)).requires_grad_(False)
-        self.module.zero_grad(set_to_none=True)
-        self.module.eval()
-        self._listen(self.module)
+
+def _replace_(module: nn.Module, old: Tensor, value: Tensor) -> None:
+    """Put a tensor of another shape where ``old`` is, in place."""
+    fresh = value.detach().to(old.device, old.dtype, copy=True)
+    for part in module.modules():
+        for name in [name for name, tensor in part._parameters.items() if tensor is old]:
+            part._parameters[name] = nn.Parameter(fresh, requires_grad=False)
+        for name in [name for name, tensor in part._buffers.items() if tensor is old]:
+            part._buffers[name] = fresh
+
+
+def _restore_sizes_(module: nn.Module) -> None:
+    """Make the numbers that layers keep of their sizes fit their tensors, in place."""
+    for part in module.modules():
+        weight = getattr(part, "weight", None)
+        if not isinstance(weight, Tensor):
+            continue
+        if isinstance(part, nn.modules.conv._ConvNd) and not part.transposed:
+            if part.groups > 1 and weight.shape[1] == 1 and part.groups == part.in_channels:  # depthwise
+                part.groups = weight.shape[0] * part.in_channels // part.out_channels
+            part.out_channels, part.in_channels = weight.shape[0], weight.shape[1] * part.groups
+        elif isinstance(part, nn.Linear):
+            part.out_features, part.in_features = weight.shape
+        elif isinstance(part, nn.modules.batchnorm._NormBase):
+            part.num_features = weight.shape[0]
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:

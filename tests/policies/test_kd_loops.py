@@ -424,3 +424,53 @@ def test_an_empty_batch_is_no_crash():
     scheduler.on_minibatch_begin(0, 0, 1)
     loss = scheduler.before_backward_pass(0, 0, 1, model(torch.zeros(0, 3)).sum())
     assert loss.shape == ()
+
+
+def thin(model):
+    """Half of the filters, in place."""
+    keep = torch.arange(2)
+    model.conv = nn.Conv2d(1, 2, 3)
+    bn, model.bn = model.bn, nn.BatchNorm2d(2)
+    model.fc = nn.Linear(32, 4)
+    model.bn.weight.data = bn.weight.data[keep]
+    return model
+
+
+def test_a_dense_copy_comes_back_for_a_student_that_was_thinned_since():
+    first = Run("self", start=0).train(stop_after=1)
+    policy = first.scheduler.schedule[0][0]
+    x = torch.randn(2, 1, 6, 6)
+    want = policy.teacher(x)
+    resumed = distiller.KnowledgeDistillationPolicy(thin(Net(4)), "self", 2.0)
+    scheduler = distiller.CompressionScheduler(resumed.student)
+    scheduler.add_policy(resumed, starting_epoch=0, ending_epoch=3)
+    resumed.load_state_dict({**policy.state_dict(), "projections": {}})
+    assert torch.equal(resumed.teacher(x), want)
+    assert (resumed.teacher.conv.out_channels, resumed.teacher.bn.num_features, resumed.teacher.fc.in_features) == (
+        4,
+        4,
+        64,
+    )
+    assert resumed.student.conv.out_channels == 2
+    deeper = distiller.KnowledgeDistillationPolicy(student := nn.Sequential(Net(4)), "self", 2.0)
+    distiller.CompressionScheduler(student).add_policy(deeper, starting_epoch=0, ending_epoch=3)
+    with pytest.raises(distiller.CheckpointError, match="'0.conv.weight' is in one of them only"):
+        deeper.load_state_dict(policy.state_dict())
+
+
+def test_an_average_of_half_precision_weights_is_kept_in_float32():
+    torch.manual_seed(0)
+    model = nn.Linear(3, 4).bfloat16()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    scheduler = distiller.CompressionScheduler(model, optimizer=optimizer)
+    policy = distiller.KnowledgeDistillationPolicy(model, {"ema": 0.999})
+    scheduler.add_policy(policy, starting_epoch=0, ending_epoch=1)
+    for _ in scheduler.epochs(1):
+        for batch in scheduler.minibatches([torch.randn(2, 3).bfloat16()] * 3):
+            with torch.no_grad():
+                model.weight.fill_(2.0)
+            scheduler.backward(model(batch).float().sum())
+            before = policy.teacher.weight.clone()
+            optimizer.step()
+    assert policy.teacher.weight.dtype == torch.float32
+    torch.testing.assert_close(policy.teacher.weight, before + 0.001 * (2.0 - before))
