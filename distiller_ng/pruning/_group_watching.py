@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from torch import nn
-from torch.optim import Optimizer
 
 from distiller_ng.core.context import StepContext
+from distiller_ng.graph.dependency import DependencyGraph
 from distiller_ng.graph.inputs import ExampleInputsLike
 from distiller_ng.graph.provider import ModelGraph
 from distiller_ng.pruning.base import Pruner
@@ -29,7 +29,9 @@ class WatchingPruner(Pruner):
 
     def start_observing(self, ctx: StepContext) -> None:
         """Let the importance look at the epoch."""
-        self._observe(ctx.model, ctx.graph or ModelGraph(ctx.model), ctx.optimizer)
+        provider = ctx.graph or ModelGraph(ctx.model)
+        provider.watch()
+        self.importance.start(ctx.model, _graph_of(provider), ctx.optimizer)
 
     def stop_observing(self) -> None:
         """Stop looking."""
@@ -37,13 +39,19 @@ class WatchingPruner(Pruner):
 
     @contextlib.contextmanager
     def observing(self, model: nn.Module, example_inputs: ExampleInputsLike | None = None) -> Iterator[None]:
-        """Let the importance look while the block trains or runs ``model``: ``with pruner.observing(model): ...``."""
-        self._observe(model, ModelGraph(model, example_inputs))
+        """Let the importance look while the block trains or runs ``model``: ``with pruner.observing(model): ...``.
+
+        Importances that look at gradients take every backward pass in the block for a sample.
+        """
+        provider = ModelGraph(model, example_inputs)
+        provider.watch(provider.dependency)
+        self.importance.start(model, _graph_of(provider), by_hand=True)
         try:
             yield
         finally:
             self.stop_observing()
 
-    def _observe(self, model: nn.Module, provider: ModelGraph, optimizer: Optimizer | None = None) -> None:
-        provider.watch()
-        self.importance.start(model, lambda: provider.dependency() if provider.is_ready else None, optimizer)
+
+def _graph_of(provider: ModelGraph) -> Callable[[], DependencyGraph | None]:
+    """The graph, once the model's inputs are known."""
+    return lambda: provider.dependency() if provider.is_ready else None

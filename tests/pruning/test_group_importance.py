@@ -177,6 +177,25 @@ def test_samples_are_taken_once_a_step(cls, formula, known, micro):
     assert scores_of(importance, model, graph.dependency(), "a.weight") == pytest.approx(found)
 
 
+@pytest.mark.parametrize(("cls", "formula"), GRADIENTS)
+def test_by_hand_every_backward_pass_is_a_sample(cls, formula):
+    """Gradients may pile up: each pass counts by itself, not as a part of the sum."""
+    model, data = prepared().eval(), torch.randn(3, 6, *SHAPE[1:])
+    pruner = GroupPruner("p", importance=cls(normalize="none"), sparsity=0.5)
+    expected = []
+    for batch in data:
+        model.zero_grad()
+        model(batch).square().mean().backward()
+        expected.append(reference(model, lambda p: formula(p.detach().double(), p.grad.double()), SUM))
+    model.zero_grad()
+    with pruner.observing(model):
+        for batch in data:
+            model(batch).square().mean().backward()
+    found = scores_of(pruner.importance, model, graph_of(model, *SHAPE), "a.weight")
+    assert found == pytest.approx(np.mean(expected, axis=0), rel=1e-4)
+    assert not any(parameter._backward_hooks for parameter in model.parameters())
+
+
 def test_scaled_gradients_count_unscaled_and_skipped_steps_not_at_all():
     model, data = prepared(), torch.randn(6, *SHAPE[1:])
     graph = ModelGraph(model, data)

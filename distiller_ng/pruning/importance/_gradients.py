@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -27,8 +28,9 @@ class GradientImportance(EntryImportance):
     """Averages a function of weights and gradients over the optimizer steps of the observed epoch.
 
     Gradients are read just before each real step: complete under gradient accumulation and data parallelism, with the
-    loss scale taken out, and not at all where the step is skipped for infinities. With nothing observed, the gradients
-    present when scores are asked for are used.
+    loss scale taken out, and not at all where the step is skipped for infinities. Collected by hand
+    (``pruner.observing``) every backward pass is a sample. With nothing observed, the gradients present when scores are
+    asked for are used.
     """
 
     observes: ClassVar[bool] = True
@@ -36,20 +38,28 @@ class GradientImportance(EntryImportance):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self._samples = Samples()
-        self._handle: RemovableHandle | None = None
+        self._handles: list[RemovableHandle] = []
 
     @abstractmethod
     def saliency(self, weight: Tensor, gradient: Tensor) -> Tensor:
         """A score of 0 or more for each entry; both tensors are float32 or wider."""
 
     def start(
-        self, model: nn.Module, graph: Callable[[], DependencyGraph | None], optimizer: Optimizer | None = None
+        self,
+        model: nn.Module,
+        graph: Callable[[], DependencyGraph | None],
+        optimizer: Optimizer | None = None,
+        *,
+        by_hand: bool = False,
     ) -> None:
-        """Sample every step of ``optimizer``, without one those of every torch optimizer."""
-        if self._handle is not None:
+        """Sample every step of ``optimizer``, without one those of every torch optimizer; by hand, every backward."""
+        if self._handles:
             return
         self._samples.begin()
         parameters = ParameterIndex(model)
+        if by_hand:
+            self._watch_backward(parameters, graph)
+            return
 
         def before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
             parameters.refresh()
@@ -58,16 +68,31 @@ class GradientImportance(EntryImportance):
                 self._sample(known, parameters, optimizer)
 
         if optimizer is None:
-            self._handle = register_optimizer_step_pre_hook(before_step)
+            self._handles.append(register_optimizer_step_pre_hook(before_step))
         else:
-            self._handle = optimizer.register_step_pre_hook(before_step)
+            self._handles.append(optimizer.register_step_pre_hook(before_step))
 
     def stop(self) -> None:
-        """Remove the hook."""
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
+        """Remove the hooks."""
+        if self._handles:
+            for handle in self._handles:
+                handle.remove()
+            self._handles.clear()
             self._samples.end()
+
+    def _watch_backward(self, parameters: ParameterIndex, graph: Callable[[], DependencyGraph | None]) -> None:
+        """One sample for each parameter in each backward pass, before it is added to what is there."""
+
+        def sample(name: str, parameter: nn.Parameter, gradient: Tensor) -> None:
+            known = graph()
+            dims = [] if known is None else [dim for tensor, dim in known.axes if parameters.find(tensor) == name]
+            for dim in dims:
+                self._samples.add({f"{name}:{dim}": torch.from_numpy(self._along(parameter, gradient, dim))})
+
+        for name, parameter in parameters.items():
+            if parameter.requires_grad:
+                hook = partial(sample, name, parameter)
+                self._handles.append(parameter.register_hook(hook))  # type: ignore[no-untyped-call]
 
     def entry_scores(
         self, name: str, member: FamilyMember, parameters: ParameterIndex, ctx: StepContext | None
@@ -82,7 +107,7 @@ class GradientImportance(EntryImportance):
                 "shows. Begin training at least one epoch before the policy, or call loss.backward() before pruning by "
                 "hand"
             )
-        return None if parameter.grad is None else self._along(parameter, member.dim, 1.0)
+        return None if parameter.grad is None else self._along(parameter, parameter.grad, member.dim)
 
     def state_dict(self) -> dict[str, Any]:
         """What was sampled."""
@@ -104,10 +129,9 @@ class GradientImportance(EntryImportance):
             name = parameters.find(tensor)
             parameter = None if name is None else parameters[name]
             if parameter is not None and id(parameter) in mine and parameter.grad is not None:
-                found[f"{name}:{dim}"] = torch.from_numpy(self._along(parameter, dim, divisor))
+                found[f"{name}:{dim}"] = torch.from_numpy(self._along(parameter, parameter.grad / divisor, dim))
         self._samples.add(found)
 
-    def _along(self, parameter: nn.Parameter, dim: int, divisor: float) -> Floats:
-        gradient = wide(parameter.grad.detach())  # type: ignore[union-attr]
+    def _along(self, parameter: nn.Parameter, gradient: Tensor, dim: int) -> Floats:
         with torch.no_grad():
-            return along(self.saliency(wide(parameter.detach()), gradient / divisor), dim)
+            return along(self.saliency(wide(parameter.detach()), wide(gradient.detach())), dim)

@@ -56,7 +56,12 @@ class ActivationImportance(Importance):
     # -- observing --------------------------------------------------------------------------------------------------
 
     def start(
-        self, model: nn.Module, graph: Callable[[], DependencyGraph | None], optimizer: Optimizer | None = None
+        self,
+        model: nn.Module,
+        graph: Callable[[], DependencyGraph | None],
+        optimizer: Optimizer | None = None,
+        *,
+        by_hand: bool = False,
     ) -> None:
         """Watch every layer that reads or makes removable channels; where the graph is not known yet, after a pass."""
         if self._removers:

@@ -94,9 +94,17 @@ class Importance(ABC):
     # -- observing --------------------------------------------------------------------------------------------------
 
     def start(
-        self, model: nn.Module, graph: Callable[[], DependencyGraph | None], optimizer: Optimizer | None = None
+        self,
+        model: nn.Module,
+        graph: Callable[[], DependencyGraph | None],
+        optimizer: Optimizer | None = None,
+        *,
+        by_hand: bool = False,
     ) -> None:
-        """Begin to collect (``observes`` only); ``graph`` gives the model's graph as it is then, None: not known."""
+        """Begin to collect (``observes`` only); ``graph`` gives the model's graph as it is then, None: not known.
+
+        ``by_hand``: the user runs the model, perhaps without any optimizer.
+        """
 
     def stop(self) -> None:
         """Stop collecting and remove every hook; what was collected is what the next scores use."""
