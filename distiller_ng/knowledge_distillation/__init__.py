@@ -1,5 +1,10 @@
 """Knowledge distillation: losses, one a file, teachers, and what a schedule can define (layer 2)."""
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
 from distiller_ng.knowledge_distillation.arguments import add_distillation_args
 from distiller_ng.knowledge_distillation.attention_transfer import AttentionTransfer
 from distiller_ng.knowledge_distillation.base import (
@@ -47,3 +52,10 @@ __all__ = [
     "cache_teacher",
     "create_loss",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Distiller has its policy here, too; ours is a layer higher and is looked up only when a script asks for it."""
+    if name == "KnowledgeDistillationPolicy":
+        return getattr(import_module("distiller_ng.policies.knowledge_distillation"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -434,6 +434,10 @@ def test_labels_that_cannot_be_found(parts):
 
 def test_distillers_signature_and_attributes(parts):
     student, teacher, *_ = parts
+    assert distiller.knowledge_distillation.KnowledgeDistillationPolicy is distiller.KnowledgeDistillationPolicy
+    assert distiller.knowledge_distillation.DistillationLossWeights is distiller.DistillationLossWeights
+    with pytest.raises(AttributeError, match="has no attribute 'Nothing'"):
+        distiller.knowledge_distillation.Nothing  # noqa: B018
     policy = distiller.KnowledgeDistillationPolicy(student, teacher)
     assert policy.student is student and policy.teacher is teacher and policy.temperature == 1.0
     assert policy.loss_wts == distiller.DistillationLossWeights(0.5, 0.5, 0)
