@@ -12,7 +12,7 @@ from scipy.sparse.csgraph import connected_components
 
 from distiller_ng.graph.labels import FIXED, LabelArray, Labels
 
-__all__ = ["Choice", "Coupling", "Pairs"]
+__all__ = ["Choice", "Coupling", "Pairs", "rows_of"]
 
 #: Labels that are equal, position by position.
 Pairs: TypeAlias = tuple[LabelArray, LabelArray]
@@ -133,3 +133,15 @@ def _merged(left: LabelArray, right: LabelArray, size: int) -> LabelArray:
     graph = coo_array((np.ones(left.size, np.int8), (left, right)), shape=(size, size))
     _, roots = connected_components(graph, directed=False)
     return np.asarray(roots, np.int64)
+
+
+def rows_of(array: LabelArray, dims: Sequence[int]) -> tuple[Pairs, ...]:
+    """The options of a choice between rows along each of ``dims``: the labels equal if only that one may lose any."""
+    options: list[Pairs] = []
+    for kept in dims:
+        tied = array
+        for dim in dims:
+            if dim != kept:
+                tied = np.take(tied, [0], axis=dim)
+        options.append((np.broadcast_to(tied, array.shape).reshape(-1), array.reshape(-1)))
+    return tuple(options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,12 +16,13 @@ from torch import fx, nn
 
 from distiller_ng.errors import GraphError, TargetError, did_you_mean, listed
 from distiller_ng.graph.inputs import ExampleInputs, ExampleInputsLike
-from distiller_ng.graph.labels import FIXED, LabelArray, Labels
-from distiller_ng.graph.trace import TracedModel, op_name, trace
+from distiller_ng.graph.labels import FIXED, LabelArray
+from distiller_ng.graph.resizing import Resized, resized
+from distiller_ng.graph.trace import TracedModel, trace
 from distiller_ng.graph.walker import RULES, Axis, Value, Walker
 from distiller_ng.names import canonical_name
 
-__all__ = ["ChannelGroup", "DependencyGraph", "Member", "Resized"]
+__all__ = ["ChannelGroup", "DependencyGraph", "Member"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,22 +50,6 @@ class ChannelGroup:
 
     def __str__(self) -> str:
         return ", ".join(f"{m.tensor}[dim {m.dim}: {_ranges(m.indices)}]" for m in self.members)
-
-
-@dataclass(frozen=True, slots=True)
-class Resized:
-    """An operator whose sizes are given by the code: the modules it runs in, outermost first, and (old, new) sizes."""
-
-    modules: tuple[str, ...]
-    sizes: tuple[tuple[int, int], ...]
-    where: str
-
-
-#: Operators that take sizes or positions as integers.
-SIZED_OPERATORS = frozenset(
-    {"view", "reshape", "_unsafe_view", "unflatten", "expand", "slice", "narrow", "split", "split_with_sizes", "select"}
-    | {"repeat", "group_norm", "conv1d", "conv2d", "conv3d", "convolution", "layer_norm", "chunk", "pixel_shuffle"}
-)
 
 
 class DependencyGraph:
@@ -125,7 +110,7 @@ class DependencyGraph:
 
     @cached_property
     def frozen(self) -> frozenset[int]:
-        """Channels that can never be removed: they reach an output, would take a whole dimension, or are no weights' but buffers'."""
+        """Channels that can never be removed: those of outputs, of buffers alone, and the last of a dimension."""
         found = {self._fixed}
         learned: set[int] = set()
         for (tensor, _), channels in self._channels.items():
@@ -133,7 +118,8 @@ class DependencyGraph:
                 found.add(int(channels[0]))
             if tensor in self._learned:
                 learned.update(channels.tolist())
-        return frozenset(found | {int(c) for numbers in self._channels.values() for c in numbers} - learned)
+        every = {int(channel) for channels in self._channels.values() for channel in channels}
+        return frozenset(found | (every - learned))
 
     @cached_property
     def _learned(self) -> frozenset[str]:
@@ -218,22 +204,7 @@ class DependencyGraph:
 
     def resized(self, channels: Iterable[int]) -> list[Resized]:
         """Where sizes written in the code meet tensors that get smaller when ``channels`` go."""
-        wanted = np.asarray(sorted(set(channels)), np.int64)
-        found = []
-        for node in self.traced.nodes:
-            if op_name(node).rstrip("_") in SIZED_OPERATORS:
-                pairs = dict.fromkeys(p for x in self._walker.results(node) for p in self._sizes(x, wanted))
-                if pairs:
-                    found.append(Resized(tuple(self.traced.modules_of(node)), tuple(pairs), self.traced.describe(node)))
-        return found
-
-    def _sizes(self, labels: Labels, wanted: LabelArray) -> Iterator[tuple[int, int]]:
-        """(old, new) of every dimension that gets smaller."""
-        gone = np.isin(self._roots[labels.array], wanted)
-        for dim in labels.varying:
-            lost = int(gone.all(axis=tuple(d for d in range(gone.ndim) if d != dim)).sum())
-            if lost:
-                yield labels.shape[dim], labels.shape[dim] - lost
+        return resized(self._walker, self._roots, channels)
 
     def partitions(self) -> list[tuple[str, LabelArray]]:
         """(weight, channel numbers of shape (groups, members)) of every operator that works in groups."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["FIXED", "NONE", "LabelArray", "Labels", "compact"]
+__all__ = ["FIXED", "NONE", "LabelArray", "Labels", "aligned", "compact", "known"]
 
 
 LabelArray = NDArray[np.int64]
@@ -68,3 +68,17 @@ def compact(array: LabelArray) -> LabelArray:
             if (array == first).all():
                 array = first
     return array
+
+
+def known(labels: LabelArray) -> LabelArray:
+    """Positions that belong to no channel, inside a tensor that has channels, can never be removed."""
+    return np.where(labels == 0, FIXED, labels)
+
+
+def aligned(labels: Labels, rank: int) -> Labels:
+    """With dimensions of size 1 in front, as broadcasting adds them."""
+    missing = rank - len(labels.shape)
+    if missing <= 0:
+        return labels
+    array = labels.array.reshape((1,) * missing + labels.array.shape)
+    return Labels(array, (1,) * missing + labels.shape, labels.zero, labels.made)

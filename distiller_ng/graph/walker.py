@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from distiller_ng.graph.coupling import Choice, Coupling, Pairs
-from distiller_ng.graph.labels import FIXED, LabelArray, Labels, compact
+from distiller_ng.graph.coupling import Choice, Coupling, rows_of
+from distiller_ng.graph.labels import FIXED, LabelArray, Labels, aligned, compact
 from distiller_ng.graph.parameters import ParameterView
 from distiller_ng.graph.trace import TracedModel, arguments, op_name
 from distiller_ng.names import canonical_name
@@ -130,6 +130,9 @@ class Walker:
         self._asked.clear()
         value = RULES.get(name, self._fallback)(self, node, arguments(node))
         self._values[node] = self.unlabelled(node) if value is None else value
+        for labels in self.results(node):
+            if labels.array.size == 1 and labels.array.flat[0] > FIXED:
+                self.coupling.fix(labels.array, self.why(node, "nothing would be left of its result"))
         for operand in node.all_input_nodes:
             if operand not in self._asked and name not in _LOOK_AT_SHAPES:
                 for labels in self.results(operand):
@@ -171,8 +174,7 @@ class Walker:
     def results(self, node: fx.Node) -> list[Labels]:
         """The labels a node was given; none for a parameter seen as it is."""
         value = self._values[node]
-        values = value if isinstance(value, tuple) else (value,)
-        return [labels for labels in values if isinstance(labels, Labels)]
+        return [x for x in (value if isinstance(value, tuple) else (value,)) if isinstance(x, Labels)]
 
     def parameter(self, argument: Any) -> ParameterView | None:
         """The parameters an argument is computed from entry by entry, if it is."""
@@ -184,11 +186,9 @@ class Walker:
     def unlabelled(self, node: fx.Node) -> Value:
         """Labels that say nothing, of the shapes a node has."""
         value = node.meta.get("val")
-        if isinstance(value, Tensor):
-            return Labels.none(tuple(value.shape))
         if isinstance(value, tuple | list):
             return tuple(Labels.none(tuple(v.shape) if isinstance(v, Tensor) else ()) for v in value)
-        return Labels.none(())
+        return Labels.none(tuple(value.shape) if isinstance(value, Tensor) else ())
 
     def shape(self, node: fx.Node) -> tuple[int, ...]:
         """The shape of a node's (first) tensor."""
@@ -202,7 +202,7 @@ class Walker:
         """Whether modules whose forward the node ran in hold these integers as attributes, so that they can change."""
         held: set[int] = set()
         for name in self.traced.modules_of(node)[-2:]:
-            held |= integers_of(self._modules[name]) if name in self._modules else set()
+            held |= _integers_of(self._modules[name]) if name in self._modules else set()
         return set(values) <= held
 
     # -- recording --------------------------------------------------------------------------------------------------
@@ -239,14 +239,14 @@ class Walker:
     def merge(self, operands: Sequence[Labels], shape: Sequence[int], node: fx.Node, *, zero: bool) -> Labels:
         """Labels of the result of an element-wise operator, whose operands are broadcast to ``shape``."""
         rank = len(shape)
-        aligned = [_aligned(labels, rank) for labels in operands]
+        placed = [aligned(labels, rank) for labels in operands]
         for dim in range(rank):
-            if not any(labels.varies(dim) for labels in aligned):
+            if not any(labels.varies(dim) for labels in placed):
                 continue
-            if any(x.shape[dim] == shape[dim] and not x.varies(dim) and not x.made for x in aligned):
+            if any(x.shape[dim] == shape[dim] and not x.varies(dim) and not x.made for x in placed):
                 reason = self.why(node, "it meets a tensor whose size cannot change")
-                aligned = [self.coupling.tie(labels, [dim], reason) for labels in aligned]
-        channels = [labels.array for labels in aligned if labels.varying]
+                placed = [self.coupling.tie(labels, [dim], reason) for labels in placed]
+        channels = [labels.array for labels in placed if labels.varying]
         if not channels:
             return Labels.none(shape, zero=zero)
         sizes = np.broadcast_shapes(*(array.shape for array in channels))
@@ -284,42 +284,17 @@ class Walker:
         self.pin(view, others, f"parameter {view.name!r} can only lose whole rows")
 
 
-def rows_of(array: LabelArray, dims: Sequence[int]) -> tuple[Pairs, ...]:
-    """The options of a choice between rows along each of ``dims``: the labels equal if only that one may lose any."""
-    options: list[Pairs] = []
-    for kept in dims:
-        tied = array
-        for dim in dims:
-            if dim != kept:
-                tied = np.take(tied, [0], axis=dim)
-        options.append((np.broadcast_to(tied, array.shape).reshape(-1), array.reshape(-1)))
-    return tuple(options)
+def _shape(node: fx.Node) -> tuple[int, ...]:
+    value = node.meta.get("val")
+    if isinstance(value, tuple | list):
+        value = next((v for v in value if isinstance(v, Tensor)), None)
+    return tuple(int(s) for s in value.shape) if isinstance(value, Tensor) else ()
 
 
-def integers_of(module: torch.nn.Module) -> set[int]:
+def _integers_of(module: torch.nn.Module) -> set[int]:
     """Plain integers a module holds as attributes, inside tuples and lists too."""
     found: set[int] = set()
     for value in vars(module).values():
         values = value if isinstance(value, tuple | list) else (value,)
         found |= {v for v in values if isinstance(v, int) and not isinstance(v, bool)}
     return found
-
-
-def known(labels: LabelArray) -> LabelArray:
-    """Positions that belong to no channel, inside a tensor that has channels, can never be removed."""
-    return np.where(labels == 0, FIXED, labels)
-
-
-def _aligned(labels: Labels, rank: int) -> Labels:
-    missing = rank - len(labels.shape)
-    if missing <= 0:
-        return labels
-    array = labels.array.reshape((1,) * missing + labels.array.shape)
-    return Labels(array, (1,) * missing + labels.shape, labels.zero, labels.made)
-
-
-def _shape(node: fx.Node) -> tuple[int, ...]:
-    value = node.meta.get("val")
-    if isinstance(value, tuple | list):
-        value = next((v for v in value if isinstance(v, Tensor)), None)
-    return tuple(int(s) for s in value.shape) if isinstance(value, Tensor) else ()

@@ -19,7 +19,13 @@ from distiller_ng.names import unwrap
 from distiller_ng.thinning.cutting import Journal, cut_tensors, tensors_of
 from distiller_ng.thinning.folding import fold_constants
 from distiller_ng.thinning.plan import ThinningPlan
-from distiller_ng.thinning.sizes import modules_by_name, replace_attention, settle_integers, update_layers
+from distiller_ng.thinning.sizes import (
+    modules_by_name,
+    replace_attention,
+    settle_integers,
+    update_bare_norms,
+    update_layers,
+)
 from distiller_ng.thinning.verification import must_run, outputs_of, relative_error, tolerance_of, zeroed_outputs
 
 __all__ = ["ThinningReport", "apply_plan"]
@@ -122,6 +128,7 @@ def _cut(
     replaced = replace_attention(model, names, journal)
     cut_tensors(model, plan.cuts, journal, optimizers=optimizers, masks=masks)
     done = update_layers(model, names, plan.groups, journal)
+    norms = update_bare_norms(model, plan.resized, journal)
     expected, verify = check
     limit = tolerance_of(model) if verify and plan.exact else float("inf")
     problems: list[str] = []
@@ -140,15 +147,15 @@ def _cut(
     changed = settle_integers(model, plan.resized, done, works, journal)
     if changed is None:
         raise GraphError(_failure(plan, problems[0]))
-    return changed, replaced
+    return {**norms, **changed}, replaced
 
 
 def _failure(plan: ThinningPlan, problem: str) -> str:
     asked = f" of {listed(plan.asked_by, limit=4)}" if plan.asked_by else ""
     return (
-        f"the model does not work without the planned channels{asked}, so nothing was changed: {problem}. Take the size "
-        "from the tensor itself (x.shape, or -1) or from an attribute of the module, or leave the layers there out of "
-        "the targets"
+        f"the model does not work without the planned channels{asked}, so nothing was changed: {problem}. Take the "
+        "size from the tensor itself (x.shape, or -1) or from an attribute of the module, or leave the layers there "
+        "out of the targets"
     )
 
 
@@ -187,7 +194,10 @@ def _warn_of_jump(report: ThinningReport, *, lossy: bool) -> None:
 
 
 def replay(model: nn.Module, config: Mapping[str, Any]) -> None:
-    """Make a recorded change on a fresh model; raises :class:`GraphError` or :class:`TargetError`, nothing changed."""
+    """Make a recorded change on a fresh model.
+
+    Raises :class:`GraphError` or :class:`TargetError`; then nothing was changed.
+    """
     plan = ThinningPlan.from_dict(
         {"version": 1, "resized": [], "notes": [], "exact": True, "asked_by": [], **dict(config)}
     )

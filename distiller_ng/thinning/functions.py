@@ -19,7 +19,7 @@ from distiller_ng.ops.modules import model_device
 from distiller_ng.thinning.apply import ThinningReport, apply_plan
 from distiller_ng.thinning.conflicts import first_wins
 from distiller_ng.thinning.plan import ThinningPlan
-from distiller_ng.thinning.zeros import Structures, Wish, wishes
+from distiller_ng.thinning.zeros import Structures, Wish, silent_channels, wishes
 
 __all__ = ["Conflict", "contract_model", "example_inputs_for", "plan_thinning", "remove_channels", "remove_filters"]
 
@@ -127,7 +127,8 @@ def plan_thinning(
     if conflict == "first":
         wish.channels = _of_the_first(graph, wish)
     channels = _rounded(graph, wish.channels, round_to)
-    return ThinningPlan.for_channels(graph, channels, notes=wish.notes, asked_by=wish.asked_by)
+    silent = silent_channels(graph, masks)
+    return ThinningPlan.for_channels(graph, channels, notes=wish.notes, asked_by=wish.asked_by, silent=silent)
 
 
 def example_inputs_for(

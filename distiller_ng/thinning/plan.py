@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from distiller_ng.errors import CheckpointError, GraphError
-from distiller_ng.graph.dependency import DependencyGraph, Resized
+from distiller_ng.graph.dependency import DependencyGraph
+from distiller_ng.graph.resizing import Resized
 from distiller_ng.ops.files import write_text_atomically
 
 __all__ = ["Cut", "ThinningPlan"]
@@ -42,7 +43,8 @@ class ThinningPlan:
     ``cuts``: what goes from each tensor. ``groups``: new number of groups of grouped layers, by weight. ``resized``:
     where integers in the user's code may have to follow. ``notes``: what the user should know (coupled layers that
     were asked for different channels, channels that had to stay). ``exact``: whether the result is promised to equal
-    the model with the same channels zeroed. ``asked_by``: tensors whose zeros asked for the removal.
+    the model with the same channels zeroed. ``asked_by``: tensors whose zeros asked for the removal. ``constant``: by
+    weight, the removed inputs whose filters are zero, so that what they read is the same on every input.
 
     ``print(plan)`` lists it; :meth:`save` and :meth:`load` keep it as JSON; apply it with
     ``distiller_ng.thinning.apply.apply_plan`` or ``remove_filters``.
@@ -54,6 +56,7 @@ class ThinningPlan:
     notes: tuple[str, ...] = ()
     exact: bool = True
     asked_by: tuple[str, ...] = ()
+    constant: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @classmethod
     def for_channels(
@@ -63,8 +66,11 @@ class ThinningPlan:
         *,
         notes: Iterable[str] = (),
         asked_by: Iterable[str] = (),
+        silent: Iterable[int] = (),
     ) -> ThinningPlan:
         """The plan that removes these channels (numbers of ``graph``) and everything coupled to them.
+
+        ``silent``: those of them whose filters are all zero.
 
         Raises :class:`GraphError` where a channel can never be removed or a layer would be left empty.
         """
@@ -74,12 +80,17 @@ class ThinningPlan:
             return cls(notes=tuple(notes))
         graph.check(wanted, asked[0] if len(asked) == 1 else "the planned layers")
         cuts = []
+        constant: dict[str, tuple[int, ...]] = {}
+        known = sorted(set(silent) & set(wanted))
         for (tensor, dim), numbers in graph.axes.items():
             gone = np.flatnonzero(np.isin(numbers, wanted))
             if gone.size:
                 cuts.append(Cut(tensor, dim, tuple(gone.tolist()), numbers.size))
+            quiet = np.flatnonzero(np.isin(numbers, known))
+            if dim == 1 and quiet.size and not graph.feeds(tensor, dim):
+                constant[tensor] = tuple(quiet.tolist())
         groups = _new_groups(graph, wanted)
-        return cls(tuple(cuts), groups, tuple(graph.resized(wanted)), tuple(notes), True, asked)
+        return cls(tuple(cuts), groups, tuple(graph.resized(wanted)), tuple(notes), True, asked, constant)
 
     def __bool__(self) -> bool:
         return bool(self.cuts)
@@ -105,6 +116,7 @@ class ThinningPlan:
             "notes": list(self.notes),
             "exact": self.exact,
             "asked_by": list(self.asked_by),
+            "constant": {name: list(entries) for name, entries in self.constant.items()},
         }
 
     @classmethod
@@ -123,6 +135,7 @@ class ThinningPlan:
                 tuple(map(str, data["notes"])),
                 bool(data["exact"]),
                 tuple(map(str, data["asked_by"])),
+                {str(name): tuple(map(int, entries)) for name, entries in data.get("constant", {}).items()},
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, CheckpointError):

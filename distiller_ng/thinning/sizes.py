@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from distiller_ng.errors import GraphError
-from distiller_ng.graph.dependency import Resized
+from distiller_ng.graph.resizing import Resized
 from distiller_ng.names import canonical_name
 from distiller_ng.thinning.attention import ThinnedMultiheadAttention
 from distiller_ng.thinning.cutting import Journal
@@ -46,6 +46,21 @@ def replace_attention(model: nn.Module, tensors: Iterable[str], journal: Journal
             setattr(parent, child_name, swapped[id(child)])
             replaced.append(name)
     return replaced
+
+
+def update_bare_norms(model: nn.Module, resized: Iterable[Resized], journal: Journal) -> dict[str, dict[str, Any]]:
+    """Norms without tensors keep their number of channels too; ``{module: {attribute: value}}`` of what changed."""
+    changed: dict[str, dict[str, Any]] = {}
+    modules = modules_by_name(model)
+    for entry in resized:
+        module = modules.get(entry.modules[-1]) if entry.modules else None
+        if isinstance(module, nn.modules.instancenorm._InstanceNorm | nn.GroupNorm) and not module.affine:
+            for name in ("num_features", "num_channels", "num_groups"):
+                new = dict(entry.sizes).get(getattr(module, name, -1))
+                if new is not None:
+                    journal.set_attribute(module, name, new)
+                    changed.setdefault(entry.modules[-1], {})[name] = new
+    return changed
 
 
 def update_layers(model: nn.Module, tensors: Iterable[str], groups: Mapping[str, int], journal: Journal) -> set[int]:
@@ -166,7 +181,7 @@ def _options(model: nn.Module, resized: Sequence[Resized], done: set[int]) -> li
         if module is None or id(module) in done:
             continue
         for attribute, value in vars(module).items():
-            news = [new for pair in sorted(pairs) if (new := _with_size(value, *pair)) != value]
+            news = [new for pair in sorted(pairs) if (new := _with_size(value, *pair)) is not value]
             if news and not attribute.startswith("_"):
                 found.append(_Option(module, name, attribute, (value, *news)))
     return found
@@ -178,7 +193,7 @@ def _with_size(value: Any, old: int, new: int) -> Any:
         return value
     if isinstance(value, int):
         return new if value == old else value
-    if isinstance(value, tuple | list) and value and all(isinstance(v, int) for v in value):
+    if isinstance(value, tuple | list) and old in value and all(isinstance(v, int) for v in value):
         return type(value)(new if v == old else v for v in value)
     return value
 

@@ -15,7 +15,7 @@ from distiller_ng.errors import GraphError
 from distiller_ng.graph.dependency import DependencyGraph
 from distiller_ng.thinning.cutting import tensors_of
 
-__all__ = ["Structures", "Wish", "wishes"]
+__all__ = ["Structures", "Wish", "silent_channels", "wishes"]
 
 #: ``filters``: outputs of layers whose weights are zero; ``channels``: inputs that a layer multiplies by zeros.
 Structures: TypeAlias = Literal["filters", "channels"]
@@ -74,6 +74,20 @@ def wishes(graph: DependencyGraph, masks: Mapping[str, ParameterMasker] | None, 
     wish.channels = {channel for channel, count in votes.items() if count == voters[channel]}
     _note_conflicts(graph, wish)
     return wish
+
+
+def silent_channels(graph: DependencyGraph, masks: Mapping[str, ParameterMasker] | None) -> set[int]:
+    """Channels that come from zero filters only: what is left of them is biases and shifts, the same on every input."""
+    tensors = tensors_of(graph.model)
+    seen: set[int] = set()
+    loud: set[int] = set()
+    for (name, dim), numbers in graph.axes.items():
+        tensor = tensors[name]
+        if isinstance(tensor, nn.Parameter) and tensor.dim() > 1 and graph.feeds(name, dim):
+            zero = _zero_entries(tensor, _mask(masks, name), dim)
+            seen.update(numbers.tolist())
+            loud.update(numbers[~zero].tolist())
+    return seen - loud
 
 
 def _mask(masks: Mapping[str, ParameterMasker] | None, name: str) -> Tensor | None:

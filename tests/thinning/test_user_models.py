@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 import user_cnns
+import user_layers
 import user_odd
+import user_splits
 import user_transformers
+import user_vision
 from thinning_checks import prune_at_random
 
 from distiller_ng.errors import GraphError
@@ -45,7 +48,10 @@ def _models(module):
     ]
 
 
-@pytest.mark.parametrize("build", _models(user_cnns) + _models(user_transformers) + _models(user_odd))
+MODULES = (user_cnns, user_splits, user_transformers, user_vision, user_odd, user_layers)
+
+
+@pytest.mark.parametrize("build", [model for module in MODULES for model in _models(module)])
 def test_thinned_exactly_or_refused_untouched(build):
     torch.manual_seed(1)
     model, inputs = build()

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from torch import fx
 
-from distiller_ng.graph.coupling import Choice
+from distiller_ng.graph.coupling import Choice, rows_of
 from distiller_ng.graph.labels import Labels
 from distiller_ng.graph.parameters import ParameterView
-from distiller_ng.graph.walker import Partition, Value, Walker, rows_of, rule
+from distiller_ng.graph.walker import Partition, Value, Walker, rule
 
 _MIXED = "its input's channels are mixed with other dimensions"
 

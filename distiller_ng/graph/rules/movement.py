@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from torch import fx
 
-from distiller_ng.graph.labels import Labels, compact
+from distiller_ng.graph.labels import Labels, compact, known
 from distiller_ng.graph.rules.layers import refuse
-from distiller_ng.graph.walker import Value, Walker, known, rule
+from distiller_ng.graph.walker import Value, Walker, rule
 
 
 @rule("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "_reshape_alias")

@@ -74,12 +74,12 @@ def _counted(walker: Walker, node: fx.Node, data: Labels, dim: int, bounds: tupl
         return walker.coupling.tie(data, [dim], reason)
     inner = {abs(bound) for bound in (start, end) if 0 < abs(bound) < size}
     vector = data.array.reshape(-1)
-    if step == 1 and inner and walker.has_integer(node, inner):
-        return data  # its bounds are attributes, which follow
     if step == 1 and inner == {size - size // 2} and size % 2 == 0:
         walker.coupling.union(vector[: size // 2], vector[size // 2 :])
         walker.coupling.explain(vector, reason)
         return data
+    if step == 1 and inner and min(inner) > 1 and walker.has_integer(node, inner):
+        return data  # its bounds are attributes, which follow
     fixed = np.zeros(size, bool)
     for bound in (start, end):
         if 0 < bound < size:
@@ -163,7 +163,7 @@ def _split_fairly(walker: Walker, node: fx.Node, data: Labels, dim: int, sizes: 
         return data
     if len(data.varying) > 1:
         return walker.coupling.tie(data, [dim], reason)
-    if by_count or not walker.has_integer(node, sizes):
+    if by_count or not walker.has_integer(node, [size for size in sizes if size > 1]):
         walker.coupling.fix(data.array, reason)
     return data
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from torch import fx
 
-from distiller_ng.graph.labels import FIXED, Labels
-from distiller_ng.graph.walker import Value, Walker, known, rule
+from distiller_ng.graph.labels import FIXED, Labels, known
+from distiller_ng.graph.walker import Value, Walker, rule
 
 _POOLS = [f"{kind}_pool{n}d" for n in (1, 2, 3) for kind in ("max", "avg", "adaptive_avg", "adaptive_max", "lp")]
 _INDEXED = [f"{kind}_pool{n}d_with_indices" for n in (1, 2, 3) for kind in ("max", "adaptive_max")]
@@ -92,7 +92,8 @@ def channel_shuffle(walker: Walker, node: fx.Node, args: dict[str, Any]) -> Valu
     if not data.varies(1):
         return data
     groups = int(args["groups"])
-    grouped = Labels(data.array.reshape(groups, -1), (groups, data.shape[1] // groups))
-    walker.rectangle(grouped, node)
-    sizes = [-1 if d == 1 else 1 for d in range(len(data.shape))]
-    return Labels(grouped.array.T.reshape(sizes), data.shape, data.zero)
+    data = walker.only_along(data, [1], node, "it moves dimension 1")
+    grouped = data.array.reshape(groups, -1)
+    walker.coupling.union(grouped[:1].repeat(groups, axis=0), grouped)
+    walker.coupling.explain(grouped, walker.why(node, f"its {groups} groups must stay of one size"))
+    return Labels(grouped.T.reshape(data.array.shape), data.shape, data.zero)
