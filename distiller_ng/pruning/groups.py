@@ -86,7 +86,7 @@ def channel_masks(
             continue
         parameter = parameters[name]
         if name not in found:
-            found[name] = torch.ones_like(parameter, requires_grad=False, memory_format=torch.contiguous_format)
+            found[name] = torch.ones_like(parameter, requires_grad=False)
         hit = np.flatnonzero(gone[channels])
         if hit.size:
             found[name].index_fill_(dim, torch.from_numpy(hit).to(parameter.device), 0)
@@ -130,8 +130,8 @@ class _Ballot:
     ) -> _Ballot:
         if name not in dim_of:
             raise ArgumentError(f"dim_of says no dimension for {name!r}", argument=("dim_of", name))
-        channels, dim = graph.channels_of(name, dim_of[name]), dim_of[name]
-        found = parameters.find(name)
+        found = parameters.find(name)  # tied parameters have their first name in the graph
+        channels, dim = graph.channels_of(found or name, dim_of[name]), dim_of[name]
         if found is None:
             raise GraphError(f"{name!r} is a buffer, which no pruner masks")
         if mask.shape != parameters[found].shape:
@@ -146,7 +146,7 @@ class _Ballot:
         magnitudes = weight.abs().double()
         norms = magnitudes.sum(dim=others) if others else magnitudes
         largest = float(mask.max()) if mask.numel() else 1.0
-        free = graph.removable(name, dim)
+        free = graph.removable(found, dim)
         asked = votes.cpu().numpy()
         ballot = cls(
             found, channels[free], asked[free] * 1.0, norms.cpu().numpy()[free], largest if largest > 0 else 1.0

@@ -6,6 +6,7 @@ from group_models import Concat, Residual, filter_mask, graph_of
 from torch import nn
 
 from distiller_ng.errors import ArgumentError, GraphError, ScheduleWarning
+from distiller_ng.graph.dependency import DependencyGraph
 from distiller_ng.pruning.groups import channel_masks, expand_to_groups, keep_one_of_each
 
 
@@ -173,3 +174,31 @@ def test_mistakes_are_typed():
     with pytest.raises(GraphError, match="dimension 2"):
         expand_to_groups(graph, {"a.weight": mask}, {"a.weight": 2})
     assert expand_to_groups(graph, {}, {}) == {}
+
+
+def test_tied_weights_answer_to_each_of_their_names():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed = nn.Embedding(7, 4)
+            self.mix = nn.Linear(4, 4)
+            self.head = nn.Linear(4, 7, bias=False)
+            self.head.weight = self.embed.weight
+
+        def forward(self, x):
+            return self.head(self.mix(self.embed(x)).relu())
+
+    model = Tied()
+    graph = DependencyGraph.trace(model.eval(), torch.zeros(1, 3, dtype=torch.long))
+    mask = filter_mask(model.head.weight, 2, dim=1)
+    found = expand_to_groups(graph, {"head.weight": mask}, {"head.weight": 1})
+    assert zeros(found["embed.weight"], 1) == [2] and "head.weight" not in found
+    assert zeros(found["mix.weight"]) == zeros(found["mix.weight"], 1) == [2]
+
+
+def test_masks_keep_the_layout_of_their_parameters():
+    model = Residual().to(memory_format=torch.channels_last)
+    mask = filter_mask(model.b.weight, 1)
+    found = expand_to_groups(graph_of(model, 1, 2, 6, 6), {"b.weight": mask}, {"b.weight": 0})
+    assert found["b.weight"].is_contiguous(memory_format=torch.channels_last)
+    assert zeros(found["a.weight"]) == [1]
