@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
+import torch
 from torch import nn
 
-from distiller_ng.errors import CheckpointError, LifecycleError
+from distiller_ng.errors import CheckpointError, LifecycleError, listed
 from distiller_ng.quantization._activations import PausedModule, pause_, resume_
 from distiller_ng.quantization._configuration import marked_modules
 from distiller_ng.quantization._frozen_batch_norm import FrozenStatistics, batch_norms, freeze_statistics_
 from distiller_ng.quantization._weights import ParamQuantizationFn, ParamToQuantize, QuantizedLayer
 
 __all__ = ["QuantizerControl"]
+
+logger = logging.getLogger(__name__)
 
 
 class QuantizerControl:
@@ -80,6 +84,7 @@ class QuantizerControl:
             self._start_learning()
         self.is_waiting = False
         self._switch(True)
+        self._report_lost_layers()
 
     def disable(self) -> None:
         """Compute in floating point, as the model did before; what was added to it stays there, with its values."""
@@ -118,6 +123,23 @@ class QuantizerControl:
         """The modules that follow the ranges of activations."""
         seen = {part: None for _, module in marked_modules(self.model) for part in module.modules()}
         return (part for part in seen if hasattr(part, "observing"))
+
+    @torch.no_grad()
+    def _report_lost_layers(self) -> None:
+        """Log a warning about layers all of whose weights quantize to 0: nothing passes them, forward or backward."""
+        lost = []
+        for name, layer in self.quantized_layers().items():
+            weight = layer.full_precision("weight") if "weight" in layer.quantized_parameters else None
+            quantized = None if weight is None or weight.is_meta else layer.quantized("weight")
+            if quantized is not None and not bool(quantized.any()) and bool(weight.any()):  # type: ignore[union-attr]
+                lost.append(name)
+        if lost:
+            logger.warning(
+                "%s: every weight of %s quantizes to 0, so these layers cannot learn. Give them more bits, begin in a "
+                "later epoch (a warm start), or use a quantizer whose range follows the weights",
+                type(self).__name__,
+                listed(lost),
+            )
 
     def _start_learning(self) -> None:
         """Set learned ranges anew, just before they act for the first time."""

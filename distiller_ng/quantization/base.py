@@ -209,6 +209,8 @@ class Quantizer(QuantizerPreparation, ABC):
             average_gradients(parameter for parameter in self.model.parameters() if parameter not in before)
         self._extend_optimizer()
         self._post_prepare_model()
+        if not self.is_scheduled:  # else the policy begins when it is time
+            self._report_lost_layers()
         return self.model
 
     def _prepare(self, dummy_input: Any) -> None:

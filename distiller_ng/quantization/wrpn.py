@@ -22,7 +22,8 @@ class WRPNQuantizer(Quantizer):
 
     Source: A. Mishra et al., "WRPN: Wide Reduced-Precision Networks", https://arxiv.org/abs/1709.01134. The paper also
     widens the layers, which is for the model's author to do. Weights of ``b`` bits lie on multiples of
-    ``2 / (2**b - 1)``: 3 bits turn ``[-0.4, 0.2, 2]`` into ``[-0.286, 0.286, 0.857]``. Weights need 2 bits or more::
+    ``2 / (2**b - 1)``: 3 bits turn ``[-0.4, 0.2, 2]`` into ``[-0.286, 0.286, 0.857]``. Weights need 2 bits or more, and
+    since the range is fixed, few bits need a warm start: what is smaller than half a step becomes 0::
 
         quantizers:
           wrpn: {class: WRPNQuantizer, bits_activations: 4, bits_weights: 4}

@@ -250,6 +250,21 @@ def test_wrpn(bits):
     torch.testing.assert_close(layer.quantized("weight"), expected / n)
 
 
+def test_a_layer_whose_weights_all_become_zero_is_reported(caplog):
+    model = new_model()
+    with torch.no_grad():
+        model.conv2.weight.clamp_(-0.05, 0.05)
+        model.conv1.weight.zero_()  # pruned away: no news
+    quantizer = prepared(WRPNQuantizer, model, bits_weights=4)
+    assert "every weight of conv2 quantizes to 0" in caplog.text and "conv1" not in caplog.text
+    caplog.clear()
+    quantizer.wait()
+    with torch.no_grad():
+        model.conv2.weight.mul_(4)
+    quantizer.enable()
+    assert caplog.text == ""
+
+
 def test_wrpn_refuses_one_bit():
     with pytest.raises(ArgumentError, match="WRPN needs 2 bits"):
         prepared(WRPNQuantizer, bits_weights=1)
