@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 from weakref import WeakKeyDictionary
 
 from torch import fx
@@ -74,6 +74,14 @@ class _CountedCost(ABC):
             prepared = SumOfProducts(self._terms(graph), int(graph._roots.max()) + 1)
             self._prepared[graph] = prepared
         return prepared
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles prepare for themselves."""
+        return {name: value for name, value in vars(self).items() if name != "_prepared"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._prepared = WeakKeyDictionary()
 
     @abstractmethod
     def _terms(self, graph: DependencyGraph) -> list[Term]:

@@ -17,6 +17,7 @@ from distiller_ng.errors import ArgumentError
 from distiller_ng.graph._summary_ops import ModuleNames
 from distiller_ng.graph.inputs import ExampleInputsLike
 from distiller_ng.graph.summary_graph import AdjacentsEntry, SummaryGraph
+from distiller_ng.ops.modules import normalize_module_name
 
 __all__ = ["Chain", "ModuleTypes", "connections_of", "find_chains", "fuse_modules", "put_in_place_"]
 
@@ -177,6 +178,8 @@ def _units(model: nn.Module, adjacency_map: Mapping[str, AdjacentsEntry]) -> dic
     units: dict[str, _Unit] = {}
     for operation, entry in adjacency_map.items():
         name = names.full(names.plain(entry.module or operation))
+        if name not in modules:  # the map may be that of the model inside a wrapper
+            name = names.full(normalize_module_name(name))
         module = modules.get(name)
         if module is None or module is model or _has_parts(module):
             name, module = operation, None

@@ -13,8 +13,8 @@ __all__ = ["draw"]
 # Sizes in inches.
 _LETTER, _LINE, _GAP = 0.078, 0.15, 0.4
 _FONT = 8
-#: matplotlib draws no picture larger than this, in pixels.
-_LARGEST_SIDE, _LARGEST_AREA = 30_000, 1.5e8
+#: Larger pictures than this, in pixels, are drawn at a lower resolution.
+_LARGEST_SIDE, _LARGEST_AREA = 30_000, 6e7
 
 _Place = tuple[float, int]
 

@@ -14,6 +14,8 @@ from itertools import pairwise
 __all__ = ["Layout", "layered_layout"]
 
 _SWEEPS = 6
+#: Half the room a node takes across, and a long edge that passes by.
+_NODE, _PASSING = 0.5, 0.08
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +29,7 @@ class Layout:
 
 
 def layered_layout(nodes: Sequence[str], edges: Sequence[tuple[str, str]]) -> Layout:
-    """Places for ``nodes``, listed so that every edge points to a later one; neighbours in a layer are 1 apart.
+    """Places for ``nodes``, listed so that every edge points to a later one; nodes in a layer are 1 apart or more.
 
     ``layered_layout("abc", [("a", "b"), ("a", "c")])`` puts ``a`` at ``(0.5, 0)``, ``b`` at ``(0, 1)``, ``c`` at
     ``(1, 1)``.
@@ -91,11 +93,12 @@ def _across(
 
 
 def _spread(layer: Sequence[str], wanted: Mapping[str, float], across: dict[str, float]) -> None:
-    """Put nodes near where they want to be, at least 1 apart, without moving the layer as a whole."""
-    place = -float("inf")
+    """Put nodes near where they want to be, without overlap and without moving the layer as a whole."""
+    end = -float("inf")
     for node in layer:
-        place = max(place + 1, wanted[node])
-        across[node] = place
+        half = _PASSING if "\0" in node else _NODE
+        across[node] = max(end + half, wanted[node])
+        end = across[node] + half
     shift = _mean([wanted[node] - across[node] for node in layer], 0.0)
     for node in layer:
         across[node] += shift

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -293,6 +296,14 @@ def test_any_collection_of_numbers_in_any_order():
     numbers = graph.channels_of("stem.weight", 0)[:3]
     expected = MacsCost().of(graph, frozenset(numbers.tolist()))
     assert MacsCost().of(graph, numbers) == MacsCost().of(graph, [*numbers.tolist(), int(numbers[0])]) == expected
+
+
+def test_copies_and_pickles():
+    _, _, graph = traced("attention")
+    cost = MacsCost(products=True)
+    expected = cost.of(graph)
+    for twin in (copy.deepcopy(cost), pickle.loads(pickle.dumps(cost))):
+        assert twin.of(graph) == expected
 
 
 def test_the_protocol_is_met():

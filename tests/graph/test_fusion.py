@@ -138,6 +138,8 @@ def test_an_adjacency_map_made_before():
         assert structure(fuse_modules(deepcopy(model), TYPES, first_of, **given)) == structure(fused())
     parallel = fuse_modules(nn.DataParallel(deepcopy(model)), TYPES, first_of, adjacency_map=entries)
     assert structure(parallel) == structure(nn.DataParallel(fused()))
+    of_parallel = distiller.SummaryGraph(nn.DataParallel(deepcopy(model)), X).adjacency_map()
+    assert structure(fuse_modules(deepcopy(model), TYPES, first_of, adjacency_map=of_parallel)) == structure(fused())
 
 
 def test_the_new_module_lists_what_it_stands_for():

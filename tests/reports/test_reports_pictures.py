@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import builtins
 import re
-from itertools import pairwise
 
 import pytest
 import torch
@@ -152,8 +151,8 @@ def test_layout():
     long = layered_layout("abcd", [("a", "b"), ("b", "c"), ("a", "c"), ("d", "c")])
     assert [rank for _, rank in long.routes[("a", "c")]] == [0, 1, 2]
     assert long.places["d"][1] == 1  # right above what reads it
-    places = sorted(x for x, rank in [*long.places.values(), long.routes[("a", "c")][1]] if rank == 1)
-    assert all(second - first >= 1 - 1e-9 for first, second in pairwise(places))
+    b, d, passing = long.places["b"][0], long.places["d"][0], long.routes[("a", "c")][1][0]
+    assert abs(b - d) >= 1 and min(abs(b - passing), abs(d - passing)) >= 0.58 - 1e-9
     assert layered_layout("", []).layers == 0
 
 
