@@ -20,7 +20,7 @@ from distiller_ng.knowledge_distillation.structures import tensors_in
 from distiller_ng.names import unwrap
 from distiller_ng.ops.modules import model_find_module
 
-__all__ = ["Call", "Listener", "Recorder", "ambient_autocast", "is_compiled", "observe"]
+__all__ = ["Call", "Listener", "Recorder", "ambient_autocast", "called_module", "is_compiled", "observe"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +184,19 @@ def observe(model: nn.Module, example: ExampleInputs, layers: Iterable[str]) -> 
         listener.remove()
         for module, mode in modes:
             module.training = mode
+
+
+def called_module(model: nn.Module) -> nn.Module:
+    """Where a model's passes are seen whether the loop calls it or a wrapper around it.
+
+    Inside DistributedDataParallel, and DataParallel on one device, whose own hooks see nothing of a call of the model
+    itself; ``torch.compile``'s wrapper stays, for what is inside it is seen only by hooks that were there first.
+    """
+    while isinstance(model, nn.parallel.DistributedDataParallel) or (
+        isinstance(model, nn.DataParallel) and len(model.device_ids) < 2
+    ):
+        model = model.module
+    return model
 
 
 def is_compiled(model: nn.Module) -> bool:

@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from distiller_ng.core.policy import LossComponent, PolicyLoss
 from distiller_ng.errors import ArgumentError, LifecycleError
-from distiller_ng.knowledge_distillation.capture import Call, Listener, Recorder, ambient_autocast
+from distiller_ng.knowledge_distillation.capture import Call, Listener, Recorder, ambient_autocast, called_module
 from distiller_ng.knowledge_distillation.distiller import KnowledgeDistiller
 from distiller_ng.knowledge_distillation.finite import FiniteCheck
 from distiller_ng.knowledge_distillation.labels import LabelSource
@@ -45,10 +45,12 @@ class DistillationStep:
         self.labels = LabelSource(criterion)
         self.finite = FiniteCheck()
         self._recorder = Recorder(needs_grad=True)
-        self._listener = Listener(student, self._recorder, distiller.student_layers())
+        self._called = called_module(student)
+        self._listener = Listener(self._called, self._recorder, distiller.student_layers())
         self._taught: list[list[Call]] = []  # the teachers' passes, in the order of the student's
         self._before: RemovableHandle | None = None
         self._has_run = False
+        self._is_armed = False
         self._is_needed = True
 
     def install(self) -> None:
@@ -56,7 +58,7 @@ class DistillationStep:
         self.distiller.prepare(self.student)
         self._listener.install()
         if self._before is None:
-            self._before = self.student.register_forward_pre_hook(_TeachersFirst(self), with_kwargs=True)
+            self._before = self._called.register_forward_pre_hook(_TeachersFirst(self), with_kwargs=True)
         self.labels.install()
 
     def open(self, epoch: float) -> None:
@@ -64,14 +66,18 @@ class DistillationStep:
         self._listener.refresh(has_run=self._has_run)
         self.release()
         self._is_needed = any(self._shares(epoch))
-        self._recorder.open()
-        self.labels.open()
+        self._wake()
 
-    def release(self) -> None:
-        """Forget everything that was noted."""
+    def pause(self) -> None:
+        """Forget what was noted, until the student is run again in this minibatch (an optimizer's closure does)."""
         self._recorder.close()
         self.labels.close()
         self._taught = []
+
+    def release(self) -> None:
+        """Forget everything; the minibatch is over."""
+        self.pause()
+        self._is_armed = False
 
     def close(self) -> None:
         """Take all hooks off student, teachers and criterion."""
@@ -88,8 +94,7 @@ class DistillationStep:
     def forward(self, inputs: tuple[Any, ...], named_inputs: dict[str, Any]) -> Any:
         """The student's output, noted even in a loop without ``on_minibatch_begin``."""
         if not self._recorder.is_open:
-            self._recorder.open()
-            self.labels.open()
+            self._wake()
         return self.student(*inputs, **named_inputs)
 
     def teach(self, inputs: tuple[Any, ...], named_inputs: Mapping[str, Any]) -> None:
@@ -98,7 +103,11 @@ class DistillationStep:
         Before the student, whose activations then are not held while the teachers run: less memory, and on the CPU a
         step of a ResNet that is a sixth shorter.
         """
-        if self._recorder.is_open and self._is_needed and torch.is_grad_enabled():
+        if not (self._is_armed and torch.is_grad_enabled()):
+            return
+        if not self._recorder.is_open:
+            self._wake()
+        if self._is_needed:
             call = Call(inputs, named_inputs, None, {}, ambient_autocast(inputs))
             self._taught.append(self.distiller.run_teachers(call))
 
@@ -132,6 +141,11 @@ class DistillationStep:
         return PolicyLoss(total, components)
 
     # -- internals --------------------------------------------------------------------------------------------------
+
+    def _wake(self) -> None:
+        self._is_armed = True
+        self._recorder.open()
+        self.labels.open()
 
     def _shares(self, epoch: float) -> list[float]:
         """All weights for which teachers are run."""

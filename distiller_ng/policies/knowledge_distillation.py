@@ -165,7 +165,7 @@ class KnowledgeDistillationPolicy(Policy):
             self._step = DistillationStep(self.distiller, ctx.model, self._criterion)
         self._step.install()
         if self.distiller.pairs:
-            self.distiller.discover(self.student, ctx.example_inputs)
+            self.distiller.discover(self.student, None if ctx.graph is None else ctx.graph.example_inputs)
         self._link.join(ctx.optimizer)
 
     def on_epoch_begin(self, ctx: StepContext) -> None:
@@ -192,7 +192,7 @@ class KnowledgeDistillationPolicy(Policy):
         try:
             result = step.loss(ctx.loss, ctx.position.fraction)
         finally:
-            step.release()
+            step.pause()
         self._link.join(ctx.optimizer)
         return result
 

@@ -12,7 +12,7 @@ from distiller_ng.core.context import StepContext
 from distiller_ng.core.policy import LossComponent, Policy, PolicyLoss
 from distiller_ng.core.window import PolicyWindow
 from distiller_ng.errors import ArgumentError, CheckpointError, LifecycleError
-from distiller_ng.knowledge_distillation.capture import Call, Listener, Recorder
+from distiller_ng.knowledge_distillation.capture import Call, Listener, Recorder, called_module
 from distiller_ng.knowledge_distillation.joining import OptimizerLink, PeerParameters
 from distiller_ng.knowledge_distillation.labels import LabelSource
 from distiller_ng.knowledge_distillation.mutual import MutualDistiller
@@ -138,7 +138,7 @@ class MutualDistillationPolicy(Policy):
         if self._student is None:
             raise LifecycleError("the policy belongs to no schedule yet: scheduler.add_policy(policy, ...)")
         if not self._listeners:
-            models = (self._student, self.peer)
+            models = (called_module(self._student), called_module(self.peer))
             self._listeners = [Listener(model, recorder) for model, recorder in zip(models, self._recorders)]
         for listener in self._listeners:
             listener.install()

@@ -461,3 +461,76 @@ def test_the_policy_of_a_distiller_defined_elsewhere(parts):
     scheduler.add_policy(policy, **WINDOW)
     assert policy.student is student
     assert policy.describe() == "KnowledgeDistillationPolicy(kd: KnowledgeDistiller)"
+
+
+def test_a_closure_runs_the_student_several_times_in_a_minibatch(parts):
+    student, teacher, _, x, y = parts
+    optimizer = torch.optim.LBFGS(student.parameters(), max_iter=4)
+    scheduler = distiller.CompressionScheduler(student, optimizer=optimizer)
+    scheduler.add_policy(distiller.KnowledgeDistillationPolicy(student, teacher, 2.0, layers={"0": "0"}), **WINDOW)
+    losses = []
+
+    def closure():
+        optimizer.zero_grad()
+        result = scheduler.before_backward_pass(0, 0, 1, functional.cross_entropy(student(x), y), None, True)
+        result.overall_loss.backward()
+        losses.append(float(result.overall_loss.detach()))
+        assert len(result.loss_components) == 2
+        return result.overall_loss
+
+    for _ in scheduler.epochs(1):
+        for _ in scheduler.minibatches([x]):
+            optimizer.step(closure)
+    assert len(losses) >= 4 and len(set(losses)) == len(losses)
+
+
+def test_passes_of_a_checkpointed_student_in_the_backward_are_not_noted(parts):
+    from torch.utils.checkpoint import checkpoint
+
+    class Checkpointed(nn.Module):
+        def __init__(self, body):
+            super().__init__()
+            self.body = body
+
+        def forward(self, x):
+            return checkpoint(self.body, x, use_reentrant=False)
+
+    student, teacher, _, x, y = parts
+    model = Checkpointed(student)
+    scheduler = distiller.CompressionScheduler(model)
+    policy = distiller.KnowledgeDistillationPolicy(model, teacher, 2.0, layers={"body.0": "0"})
+    scheduler.add_policy(policy, **WINDOW)
+    scheduler.on_epoch_begin(0)
+    for at in range(2):
+        result = step(scheduler, model, x, y, batch=at, batches=2)
+        assert len(result.loss_components) == 2
+        assert not policy._step._recorder.features and not policy._step._recorder.is_open
+
+
+def test_example_inputs_by_name():
+    class Named(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.embed, self.head = nn.Embedding(10, width), nn.Linear(width, 3)
+
+        def forward(self, *, ids):
+            return {"logits": self.head(self.embed(ids)).mean(1)}
+
+    student, teacher, ids = Named(4), Named(6), torch.ones(2, 5, dtype=torch.int64)
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+    scheduler = distiller.CompressionScheduler(student, optimizer=optimizer, example_inputs={"ids": ids})
+    scheduler.add_policy(distiller.KnowledgeDistillationPolicy(student, teacher, layers=["embed"]), **WINDOW)
+    assert [tuple(p.shape) for p in optimizer.param_groups[1]["params"]] == [(6, 4)]
+
+
+@pytest.mark.parametrize("called", ["wrapper", "model"])
+@pytest.mark.parametrize("given", ["wrapper", "model"])
+def test_wrapper_or_model_may_be_given_and_called(parts, given, called):
+    student, teacher, _, x, y = parts
+    wrapper = nn.DataParallel(student)
+    scheduler = distiller.CompressionScheduler(wrapper)
+    policy = distiller.KnowledgeDistillationPolicy(wrapper if given == "wrapper" else student, teacher, 2.0)
+    scheduler.add_policy(policy, **WINDOW)
+    scheduler.on_epoch_begin(0)
+    result = step(scheduler, wrapper if called == "wrapper" else student, x, y)
+    assert len(result.loss_components) == 1
