@@ -190,10 +190,10 @@ def test_a_nested_schedule_is_checked_like_any_definition(load):
     assert "a class is needed here" in load(text.replace("class: AGP, ", "")).the_problem().message
 
 
-def test_unknown_components_of_later_versions(load):
+def test_unknown_class_of_a_quantizer(load):
     text = VALID + "  - quantizer: {instance_name: q}\n    epochs: [0]\n"
-    loaded = load("quantizers:\n  q: {class: DorefaQuantizer, bits_weights: 4}\n" + text)
-    assert "unknown quantizer class 'DorefaQuantizer'" in str(loaded.the_problem())
+    loaded = load("quantizers:\n  q: {class: DorefaQuantiser, bits_weights: 4}\n" + text)
+    assert "unknown quantizer class 'DorefaQuantiser'. Did you mean 'DorefaQuantizer'" in str(loaded.the_problem())
 
 
 def test_a_problem_of_a_misspelt_policy_does_not_hide_others(load):
