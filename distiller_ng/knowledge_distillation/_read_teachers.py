@@ -16,11 +16,23 @@ from distiller_ng.names import unwrap
 __all__ = ["read_teachers"]
 
 
-def read_teachers(teacher: Any, teachers: Mapping[str, nn.Module], *, student: nn.Module | None) -> list[TeacherSource]:
+def read_teachers(
+    teacher: Any, ema: Any, teachers: Mapping[str, nn.Module], *, student: nn.Module | None
+) -> list[TeacherSource]:
     """The sources of what a user writes: a name, ``"self"``, ``{"ema": 0.999}``, a module, or a list of these.
 
-    Raises :class:`ArgumentError` for a name that was not given, and for the student as its own teacher.
+    ``ema`` is short for the third. Raises :class:`ArgumentError` for a name that was not given, for both or none, and
+    for the student as its own teacher.
     """
+    if ema is not None:
+        if teacher is not None:
+            raise ArgumentError("give either teacher or ema, not both", argument=("ema",))
+        return [OwnTeacher("ema", check_decay(ema, ("ema",)))]
+    if teacher is None:
+        raise ArgumentError(
+            "teacher is missing: a name of file_config(..., teachers={...}), self, or {ema: 0.999}",
+            argument=("teacher",),
+        )
     several = isinstance(teacher, list | tuple)
     written = list(teacher) if several else [teacher]
     if not written:

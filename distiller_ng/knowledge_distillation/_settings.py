@@ -11,9 +11,10 @@ from torch import nn
 from distiller_ng.errors import ArgumentError
 from distiller_ng.graph.inputs import ExampleInputs
 from distiller_ng.knowledge_distillation.base import DistillationLoss, check_positive, create_loss
+from distiller_ng.knowledge_distillation.teachers import AutocastType
 from distiller_ng.names import unwrap
 
-__all__ = ["read_input_keys", "read_logits_loss", "read_output_keys", "read_shares", "usual_inputs"]
+__all__ = ["read_autocast", "read_input_keys", "read_logits_loss", "read_output_keys", "read_shares", "usual_inputs"]
 
 
 def read_logits_loss(spec: Any, temperature: float, class_dim: int | None) -> DistillationLoss | None:
@@ -43,6 +44,14 @@ def read_output_keys(keys: Any) -> tuple[list[str], list[str]]:
             argument=("output_keys",),
         )
     return [str(mine) for mine, _ in pairs], [str(theirs) for _, theirs in pairs]
+
+
+def read_autocast(value: Any) -> AutocastType | None:
+    """The type a teacher is computed in; raises :class:`ArgumentError`."""
+    if value not in (None, "float16", "bfloat16"):
+        raise ArgumentError(f"autocast is float16, bfloat16 or none, got {value!r}", argument=("autocast",))
+    chosen: AutocastType | None = value
+    return chosen
 
 
 def read_input_keys(keys: Any) -> list[str]:

@@ -47,6 +47,17 @@ def add_distillation_args(
         metavar="TEMP",
         help="Knowledge distillation softmax temperature",
     )
+    _add_weights(group)
+    group.add_argument(
+        "--kd-start-epoch",
+        type=_epoch,
+        default=0,
+        metavar="EPOCH_NUM",
+        help="Epoch from which to enable distillation",
+    )
+
+
+def _add_weights(group: argparse._ArgumentGroup) -> None:
     for name, short, default, what in (
         ("distill", "dw", 0.5, "Weight for distillation loss (student vs. teacher soft targets)"),
         ("student", "sw", 0.5, "Weight for student vs. labels loss"),
@@ -61,13 +72,6 @@ def add_distillation_args(
             metavar="WEIGHT",
             help=what,
         )
-    group.add_argument(
-        "--kd-start-epoch",
-        type=_epoch,
-        default=0,
-        metavar="EPOCH_NUM",
-        help="Epoch from which to enable distillation",
-    )
 
 
 def _temperature(text: str) -> float:

@@ -13,6 +13,7 @@ from distiller_ng.graph.inputs import ExampleInputs, ExampleInputsLike, as_examp
 from distiller_ng.knowledge_distillation._fit import check_places, warn_about_size
 from distiller_ng.knowledge_distillation._read_teachers import read_teachers
 from distiller_ng.knowledge_distillation._settings import (
+    read_autocast,
     read_input_keys,
     read_logits_loss,
     read_output_keys,
@@ -121,32 +122,15 @@ class KnowledgeDistiller(Distiller):
         self.name = name
         self.temperature = check_positive("temperature", temperature)
         self.logits = read_logits_loss(logits, self.temperature, class_dim)
-        options = PairOptions(
-            loss=loss,
-            gain=gain,
-            normalize=normalize,
-            spatial_weight=spatial_weight,
-            project=project,
-            epsilon=epsilon,
-        )
+        options = PairOptions(loss, gain, normalize, spatial_weight, project, epsilon)
         self.pairs = read_pairs(layers, outputs, options)
         self.loss_weights = read_loss_weights(loss_weights, has_logits=self.logits is not None)
         if self.logits is None and not self.pairs:
             raise ArgumentError("nothing to distill: logits is none and there are no layers", argument=("logits",))
         self.student_keys, self.teacher_keys = read_output_keys(output_keys)
         self.input_keys = read_input_keys(teacher_input_keys)
-        if autocast not in (None, "float16", "bfloat16"):
-            raise ArgumentError(f"autocast is float16, bfloat16 or none, got {autocast!r}", argument=("autocast",))
-        self.autocast = autocast
-        if ema is not None and teacher is not None:
-            raise ArgumentError("give either teacher or ema, not both", argument=("ema",))
-        if ema is None and teacher is None:
-            raise ArgumentError(
-                "teacher is missing: a name of file_config(..., teachers={...}), self, or {ema: 0.999}",
-                argument=("teacher",),
-            )
-        written = {"ema": ema} if teacher is None else teacher
-        self.sources = read_teachers(written, teachers or {}, student=model)
+        self.autocast = read_autocast(autocast)
+        self.sources = read_teachers(teacher, ema, teachers or {}, student=model)
         self.shares = read_shares(teacher_weights, len(self.sources))
         self.projections = Projections()
         self._is_discovered = False

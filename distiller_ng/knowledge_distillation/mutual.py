@@ -71,25 +71,7 @@ class MutualDistiller(Distiller):
             else read_loss_weights(loss_weights, has_logits=True)
         )
         self.student_keys, self.teacher_keys = read_output_keys(output_keys)
-        known = teachers or {}
-        if peer not in known:
-            hint = did_you_mean(str(peer), known) if known else "No models were given"
-            raise ArgumentError(
-                f"no model is called {peer!r}. {hint}: file_config(..., teachers={{{peer!r}: module}})",
-                argument=("peer",),
-            )
-        self.peer = known[peer]
-        if model is not None:
-            shared = {id(p) for p in model.parameters()} & {id(p) for p in self.peer.parameters()}
-            if unwrap(self.peer) is unwrap(model) or shared:
-                raise ArgumentError("the peer shares parameters with the model: give another one", argument=("peer",))
-        if not any(p.requires_grad for p in self.peer.parameters()):
-            warnings.warn(
-                f"no parameter of {peer!r} is trained (requires_grad): it is a teacher rather than a peer, for which "
-                "there is KnowledgeDistiller",
-                ScheduleWarning,
-                stacklevel=2,
-            )
+        self.peer = _find_peer(peer, teachers or {}, model)
 
     def distance(self, student: Any, peer: Any) -> tuple[Tensor, Tensor]:
         """How far the model is from the peer, and the peer from the model; only the first of each gets gradients."""
@@ -103,3 +85,24 @@ class MutualDistiller(Distiller):
         for value in found[1:]:
             total = total + value
         return total / len(found)
+
+
+def _find_peer(name: str, known: Mapping[str, nn.Module], model: nn.Module | None) -> nn.Module:
+    if name not in known:
+        hint = did_you_mean(str(name), known) if known else "No models were given"
+        raise ArgumentError(
+            f"no model is called {name!r}. {hint}: file_config(..., teachers={{{name!r}: module}})", argument=("peer",)
+        )
+    peer = known[name]
+    if model is not None:
+        shared = {id(p) for p in model.parameters()} & {id(p) for p in peer.parameters()}
+        if unwrap(peer) is unwrap(model) or shared:
+            raise ArgumentError("the peer shares parameters with the model: give another one", argument=("peer",))
+    if not any(p.requires_grad for p in peer.parameters()):
+        warnings.warn(
+            f"no parameter of {name!r} is trained (requires_grad): it is a teacher rather than a peer, for which there "
+            "is KnowledgeDistiller",
+            ScheduleWarning,
+            stacklevel=3,
+        )
+    return peer

@@ -42,7 +42,7 @@ class Place:
         return f"{self.layer}[{self.path}]" if self.layer and self.path else self.layer or self.path
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class PairOptions:
     """How pairs are compared unless they say otherwise themselves."""
 
@@ -188,12 +188,7 @@ def _entries(value: Any, name: str) -> list[tuple[dict[str, Any], tuple[str | in
 def _pair(
     entry: Mapping[str, Any], argument: tuple[str | int, ...], options: PairOptions, *, is_output: bool
 ) -> FeaturePair:
-    for key in entry:
-        if key not in _KEYS:
-            raise ArgumentError(f"a pair has no {key!r}. {did_you_mean(str(key), _KEYS)}", argument=(*argument, key))
-    for side in ("student", "teacher"):
-        if side not in entry:
-            raise ArgumentError(f"the {side}'s side is missing", argument=argument)
+    _check_keys(entry, argument)
     settings = {key: entry[key] for key in entry if key not in ("student", "teacher", "source")}
     if "spatial_weight" in settings and settings["spatial_weight"] is None:
         settings["spatial_weight"] = "none"
@@ -210,9 +205,6 @@ def _pair(
                 f"{side}'s side names {len(places)}",
                 argument=argument,
             )
-    source = entry.get("source")
-    if source is not None and not isinstance(source, str):
-        raise ArgumentError(f"source is the name of a teacher, got {source!r}", argument=(*argument, "source"))
     ours, theirs = (" + ".join(map(str, places)) for places in (student, teacher))
     return FeaturePair(
         name=ours if ours == theirs else f"{ours} -> {theirs}",
@@ -224,9 +216,21 @@ def _pair(
         spatial_weight=own.spatial_weight,
         project=own.project,
         epsilon=float(own.epsilon),
-        source=source,
+        source=entry.get("source"),
         argument=argument,
     )
+
+
+def _check_keys(entry: Mapping[str, Any], argument: tuple[str | int, ...]) -> None:
+    for key in entry:
+        if key not in _KEYS:
+            raise ArgumentError(f"a pair has no {key!r}. {did_you_mean(str(key), _KEYS)}", argument=(*argument, key))
+    for side in ("student", "teacher"):
+        if side not in entry:
+            raise ArgumentError(f"the {side}'s side is missing", argument=argument)
+    source = entry.get("source")
+    if source is not None and not isinstance(source, str):
+        raise ArgumentError(f"source is the name of a teacher, got {source!r}", argument=(*argument, "source"))
 
 
 def _places(value: Any, argument: tuple[str | int, ...], is_output: bool) -> tuple[Place, ...]:
