@@ -163,6 +163,8 @@ def _compile(text: str) -> _Pattern:
     try:
         return _Pattern(text, tuple(re.compile(variant) for variant in dict.fromkeys((text, bare)) if variant))
     except re.error as error:
+        glob = re.sub(r"(?<!\.)\*", ".*", text)
+        hint = f". A star alone repeats what stands before it: write {glob!r}" if glob != text else ""
         raise ArgumentError(
-            f"override {text!r} is not a valid regular expression: {error}", argument=("overrides", text)
+            f"override {text!r} is not a valid regular expression: {error}{hint}", argument=("overrides", text)
         ) from None

@@ -148,7 +148,7 @@ class Planner:
         """Weights that should be quantized and cannot be."""
         left = []
         for name, module in quantizer.model.named_modules():
-            settings = quantizer.overrides.get(self.rules.get(name, ""), {})
+            settings = quantizer.overrides[self.rules[name]] if name in self.rules else {}
             if settings.get("bits_weights", quantizer.default_qbits.wts) is not None and why_not_quantizable(module):
                 left.append(f"{name} ({type(module).__name__})")
         if not (left and quantizer.quantizes_parameters):

@@ -138,7 +138,7 @@ class Quantizer(QuantizerPreparation, ABC):
             warnings.warn(note, ScheduleWarning, stacklevel=3)
         entries = {key: self._split(key, settings) for key, settings in self.overrides.items()}
         for name, module in self.model.named_modules():
-            bits, rest = entries.get(planner.rules.get(name, ""), ({}, {}))
+            bits, rest = entries[planner.rules[name]] if name in planner.rules else ({}, {})
             self._add_qbits_entry(name, module, self.default_qbits._replace(**bits))
             self.module_overrides_map[name] = dict(rest)
         return planner

@@ -170,6 +170,13 @@ def test_wrong_bits(value):
     assert caught.value.argument == ("bits_activations",)
 
 
+def test_globs_and_the_root():
+    with pytest.raises(ArgumentError, match=r"write '\.\*\.conv'"):
+        make(Net(), 8, 4, overrides={"*.conv": {"bits_weights": 2}})
+    quantizer = make(Net(), 8, 4, overrides={"": {"bits_weights": 2}})
+    assert bits(quantizer, "fc").wts == 4
+
+
 def test_a_pattern_that_is_no_regular_expression():
     with pytest.raises(ArgumentError, match="not a valid regular expression"):
         make(Net(), 8, 4, overrides={"conv(": {"bits_weights": 2}})
