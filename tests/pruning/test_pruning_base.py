@@ -124,7 +124,7 @@ def test_pruners_are_known_by_distillers_names():
         "RandomRankedFilterPruner_AGP",
         "BernoulliFilterPruner_AGP",
     ]
-    assert set(PRUNERS.names()) == {*distillers, "MagnitudePruner", "DenseSparseDense"}
+    assert set(PRUNERS.names()) == {*distillers, "MagnitudePruner", "DenseSparseDense", "GroupPruner"}
     for name in PRUNERS.names():
         assert getattr(pruning, name) is PRUNERS.get(name).cls
 
