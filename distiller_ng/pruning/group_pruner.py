@@ -50,8 +50,8 @@ class GroupPruner(WatchingPruner, LevelPruner):
     window); ``target``, the share of the model's cost that remains: ``{macs: 0.5}``, ``{params: 0.3}``,
     ``{latency: 0.6}``, or several, which all have to be met (with ``schedule``: approached along its curve, in
     proportion to its last value). With ``scope: global`` all channels are ranked together, else each layer loses the
-    same share; ``taylor`` with ``scope: global`` keeps most accuracy in our measurements. Levels and budgets are relative
-    to the model as first seen: removing what is masked in between does not make them compound.
+    same share; ``taylor`` with ``scope: global`` keeps most accuracy in our measurements. Levels and budgets are
+    relative to the model as first seen: removing what is masked in between does not make them compound.
 
     ``max_layer_sparsity``: the largest share any layer loses, or a map by target; 0.9 unless given, with a plain
     ``sparsity`` per layer 1. A layer always keeps a channel. ``round_to``: remaining widths are multiples of it where
