@@ -174,10 +174,14 @@ class DependencyGraph:
                 members.append(Member(tensor, dim, tuple(hit.tolist()), self._axes[(tensor, dim)].feeds))
         return ChannelGroup(tuple(channels), tuple(members))
 
-    def check(self, channels: Iterable[int], tensor: str) -> None:
-        """Raise :class:`GraphError` for channels that can never be removed, or that would empty a dimension."""
+    def check(self, channels: Iterable[int], tensor: str = "") -> None:
+        """Raise :class:`GraphError` for channels that can never be removed, or that would empty a dimension.
+
+        ``tensor``: whose channels they are, for the message (default: the first that has one).
+        """
         wanted = set(channels)
         lost = wanted & self.frozen
+        tensor = tensor or next((m.tensor for m in self.group_of(sorted(lost or wanted)[:1]).members), "")
         if lost:
             raise GraphError(
                 f"channels of {tensor!r} cannot be removed: {self.why_frozen(lost)}. Leave {tensor!r} out of the "

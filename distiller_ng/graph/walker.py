@@ -86,7 +86,7 @@ class Walker:
         self._pinned: dict[tuple[str, int], str] = {}
         self._joint: list[tuple[ParameterView, LabelArray]] = []
         self._values: dict[fx.Node, Value] = {}
-        self._labelled: dict[fx.Node, Labels] = {}
+        self._labelled: dict[fx.Node, list[Labels]] = {}
         self._asked: set[fx.Node] = set()
         self._sizes: dict[str, tuple[int, ...]] = {}
         self._modules = {canonical_name(name): module for name, module in traced.model.named_modules()}
@@ -106,10 +106,10 @@ class Walker:
         self.coupling.resolve()
         for view, array in self._joint:
             self._settle_joint(view, array)
-        for partition in self.partitions:
-            roots = self.coupling.roots[partition.labels]
-            if partition.within is not None and (roots == roots[:1]).all():
-                self.axis(partition.weight, partition.within, partition.labels[0], feeds=partition.feeds)
+        for part in self.partitions:
+            roots = self.coupling.roots[part.labels]
+            if part.within is not None and (roots == roots[:1]).all():
+                self.axis(part.weight, part.within, part.labels[0], feeds=part.feeds)
         self._tie_uses()
         self.coupling.resolve()
 
@@ -163,13 +163,12 @@ class Walker:
     def all_labels(self, node: fx.Node) -> list[Labels]:
         """The labels of every tensor a node holds."""
         value = self.value(node)
-        if isinstance(value, tuple):
-            return [self._labels_of(view) if isinstance(view, ParameterView) else view for view in value]
-        if isinstance(value, ParameterView):
-            if node not in self._labelled:
-                self._labelled[node] = self._labels_of(value)
-            return [self._labelled[node]]
-        return [value]
+        if isinstance(value, Labels):
+            return [value]
+        if node not in self._labelled:
+            views = value if isinstance(value, tuple) else (value,)
+            self._labelled[node] = [self._labels_of(v) if isinstance(v, ParameterView) else v for v in views]
+        return self._labelled[node]
 
     def results(self, node: fx.Node) -> list[Labels]:
         """The labels a node was given; none for a parameter seen as it is."""
@@ -200,10 +199,12 @@ class Walker:
 
     def has_integer(self, node: fx.Node, values: Iterable[int]) -> bool:
         """Whether modules whose forward the node ran in hold these integers as attributes, so that they can change."""
-        held: set[int] = set()
-        for name in self.traced.modules_of(node)[-2:]:
-            held |= _integers_of(self._modules[name]) if name in self._modules else set()
-        return set(values) <= held
+        modules = [self._modules[name] for name in self.traced.modules_of(node)[-2:] if name in self._modules]
+        return set(values) <= {value for module in modules for value in _integers_of(module)}
+
+    def is_replaced(self, node: fx.Node) -> bool:
+        """Whether the node runs in a module that thinning replaces by one that takes its sizes from its tensors."""
+        return isinstance(self._modules.get(self.traced.module_of(node)), torch.nn.MultiheadAttention)
 
     # -- recording --------------------------------------------------------------------------------------------------
 

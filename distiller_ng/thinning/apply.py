@@ -16,7 +16,7 @@ from distiller_ng.graph._failures import MODEL_FAILURES, failed_at
 from distiller_ng.graph.changes import record_change
 from distiller_ng.graph.inputs import ExampleInputs, ExampleInputsLike, as_example_inputs
 from distiller_ng.names import unwrap
-from distiller_ng.thinning.cutting import Journal, cut_tensors, tensors_of
+from distiller_ng.thinning.cutting import Journal, check_cuts, cut_tensors, tensors_of
 from distiller_ng.thinning.folding import fold_constants
 from distiller_ng.thinning.plan import ThinningPlan
 from distiller_ng.thinning.sizes import (
@@ -85,6 +85,7 @@ def apply_plan(
         return ThinningReport(notes=plan.notes)
     _refuse_wrapped(model)
     inner = unwrap(model)
+    check_cuts(inner, plan.cuts)
     inputs = as_example_inputs(example_inputs)
     journal = Journal()
     before = must_run(inner, inputs)

@@ -15,7 +15,7 @@ from distiller_ng.errors import GraphError, TargetError, did_you_mean
 from distiller_ng.names import canonical_name
 from distiller_ng.thinning.plan import Cut
 
-__all__ = ["Journal", "cut_tensors", "tensors_of"]
+__all__ = ["Journal", "check_cuts", "cut_tensors", "tensors_of"]
 
 
 class Journal:
@@ -80,15 +80,13 @@ def cut_tensors(
     for, or an optimizer keeps state of a shape that cannot be followed; :class:`TargetError` for a tensor the model
     does not have. What was done until then is in ``journal``.
     """
+    _refuse_joint_state(optimizers)
     tensors = tensors_of(model)
     by_tensor: dict[str, list[Cut]] = {}
-    for cut in cuts:
+    for cut in check_cuts(model, cuts):
         by_tensor.setdefault(cut.tensor, []).append(cut)
     for name, own in by_tensor.items():
-        tensor = tensors.get(name)
-        if tensor is None:
-            raise TargetError(f"the plan cuts {name!r}, which the model does not have. {did_you_mean(name, tensors)}")
-        _check_sizes(name, tensor, own)
+        tensor = tensors[name]
         _cut_states(name, tensor, own, optimizers, journal)
         masker = masks.get(name) if masks is not None else None
         if masker is not None:
@@ -97,13 +95,29 @@ def cut_tensors(
         _cut_tensor(tensor, own, journal)
 
 
-def _check_sizes(name: str, tensor: Tensor, cuts: Sequence[Cut]) -> None:
-    for cut in cuts:
+def _refuse_joint_state(optimizers: Sequence[Optimizer]) -> None:
+    for optimizer in optimizers:
+        if isinstance(optimizer, torch.optim.LBFGS) and any(optimizer.state.values()):
+            raise GraphError(
+                "LBFGS keeps one history of all parameters together, which cannot be thinned with them: thin first "
+                "and make a new optimizer"
+            )
+
+
+def check_cuts(model: nn.Module, cuts: Iterable[Cut]) -> tuple[Cut, ...]:
+    """The cuts, where they fit the model; raises :class:`TargetError` or :class:`GraphError` where one does not."""
+    tensors, checked = tensors_of(model), tuple(cuts)
+    for cut in checked:
+        tensor = tensors.get(cut.tensor)
+        if tensor is None:
+            nearest = did_you_mean(cut.tensor, tensors)
+            raise TargetError(f"the plan cuts {cut.tensor!r}, which the model does not have. {nearest}")
         if tensor.dim() <= cut.dim or tensor.shape[cut.dim] != cut.size:
             raise GraphError(
-                f"the plan was made for {name!r} with {cut.size} entries in dimension {cut.dim}; the model's has shape "
-                f"{list(tensor.shape)}. Plan again on this model"
+                f"the plan was made for {cut.tensor!r} with {cut.size} entries in dimension {cut.dim}; the model's has "
+                f"shape {list(tensor.shape)}. Plan again on this model"
             )
+    return checked
 
 
 def _cut_tensor(tensor: Tensor, cuts: Sequence[Cut], journal: Journal) -> None:

@@ -78,7 +78,7 @@ class ThinningPlan:
         asked = tuple(asked_by)
         if not wanted:
             return cls(notes=tuple(notes))
-        graph.check(wanted, asked[0] if len(asked) == 1 else "the planned layers")
+        graph.check(wanted, asked[0] if len(asked) == 1 else "")
         cuts = []
         constant: dict[str, tuple[int, ...]] = {}
         known = sorted(set(silent) & set(wanted))

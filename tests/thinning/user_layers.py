@@ -1,4 +1,3 @@
-
 """Recurrent layers, attention and operators across channels, as users write them, tiny: each function returns (model, example inputs)."""
 
 from __future__ import annotations

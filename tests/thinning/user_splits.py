@@ -1,4 +1,3 @@
-
 """Architectures that split and slice channels, as users write them, tiny: each function returns (model, example inputs)."""
 
 from __future__ import annotations

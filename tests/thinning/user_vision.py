@@ -1,4 +1,3 @@
-
 """Vision transformers and mixers as users write them, tiny: each function returns (model, example inputs)."""
 
 from __future__ import annotations

@@ -163,6 +163,8 @@ def _split_fairly(walker: Walker, node: fx.Node, data: Labels, dim: int, sizes: 
         return data
     if len(data.varying) > 1:
         return walker.coupling.tie(data, [dim], reason)
+    if walker.is_replaced(node):
+        return data
     if by_count or not walker.has_integer(node, [size for size in sizes if size > 1]):
         walker.coupling.fix(data.array, reason)
     return data
