@@ -52,30 +52,29 @@ class KnowledgeDistiller(Distiller):
     Source: Geoffrey Hinton, Oriol Vinyals, Jeff Dean, "Distilling the Knowledge in a Neural Network" (2015),
     https://arxiv.org/abs/1503.02531; for layers see each loss.
 
-    Args:
-        teacher: a name among ``teachers``, ``self`` (a frozen copy of the model, taken when the policy begins), or
-            ``{ema: 0.999}`` (a moving average of the model); or a list of these.
-        ema: short for ``teacher: {ema: ...}``.
-        teacher_weights: how much each of several teachers counts; they are scaled to sum 1. Default: equally.
-        temperature: divides the logits before the softmax; above 0.
-        loss_weights: ``{distill: 0.7, student: 0.3}``, a list of two or three numbers, or for each ``{epoch: number}``
-            with straight lines in between. Default: 0.5 and 0.5; without a term on logits, student 1.
-        logits: the loss on the models' outputs (KL, CE, MSE, L1, Euclidean, Cosine), or ``none``.
-        output_keys: which of several outputs are compared, e.g. ``[logits]``; ``{student's: teacher's}`` where they
-            have different names.
-        class_dim: dimension of the classes. Default: 1 for four dimensions, else the last.
-        layers: ``{student's layer: teacher's layer}``, or a list; see :func:`read_pairs`.
-        outputs: the same for parts of the models' outputs: ``{hidden_states.3: hidden_states.6}``.
-        loss: of the pairs that do not say one: MSE, L1, Cosine, AT, PKD, FSP, RKD.
-        gain: what the pairs' distances are multiplied by; may change over the epochs like a loss weight.
-        normalize: divide the distance by the size of the teacher's features.
-        spatial_weight: ``none``, or ``attention``: positions count by the teacher's activity. From code, a function.
-        project: bring student features to the teacher's channels by trained layers where they differ.
-        epsilon: added to the teacher's size when normalizing.
-        teacher_input_keys: which of the model's named inputs the teacher is given. Default: all.
-        autocast: the type the teacher is computed in. Default: as the model's own pass.
-        example_inputs: what a pass is called with, to learn the features' shapes before training. Default: zeros of the
-            model's ``input_shape`` where it has one, else the first minibatch.
+    ``teacher``: a name among ``teachers``, ``self`` (a frozen copy of the model, taken when the policy begins), or
+    ``{ema: 0.999}`` (a moving average of the model); or a list of these.
+    ``ema``: short for ``teacher: {ema: ...}``.
+    ``teacher_weights``: how much each of several teachers counts; they are scaled to sum 1. Default: equally.
+    ``temperature``: divides the logits before the softmax; above 0.
+    ``loss_weights``: ``{distill: 0.7, student: 0.3}``, a list of two or three numbers, or for each ``{epoch: number}``
+    with straight lines in between. Default: 0.5 and 0.5; without a term on logits, student 1.
+    ``logits``: the loss on the models' outputs (KL, CE, MSE, L1, Euclidean, Cosine), or ``none``.
+    ``output_keys``: which of several outputs are compared, such as ``[logits]``; ``{student's: teacher's}`` where they
+    have different names.
+    ``class_dim``: dimension of the classes. Default: 1 for four dimensions, else the last.
+    ``layers``: ``{student's layer: teacher's layer}``, or a list; values may be mappings with settings of their own.
+    ``outputs``: the same for parts of the models' outputs: ``{hidden_states.3: hidden_states.6}``.
+    ``loss``: of the pairs that do not say one: MSE, L1, Cosine, AT, PKD, FSP, RKD.
+    ``gain``: what the pairs' distances are multiplied by; may change over the epochs like a loss weight.
+    ``normalize``: divide the distance by the size of the teacher's features.
+    ``spatial_weight``: ``none``, or ``attention``: positions count by the teacher's activity. From code, a function.
+    ``project``: bring student features to the teacher's channels by trained layers where they differ.
+    ``epsilon``: added to the teacher's size when normalizing.
+    ``teacher_input_keys``: which of the model's named inputs the teacher is given. Default: all.
+    ``autocast``: the type the teacher is computed in. Default: as the model's own pass.
+    ``example_inputs``: what a pass is called with, to learn the features' shapes before training. Default: zeros of the
+    model's ``input_shape`` where it has one, else the first minibatch.
 
     Raises :class:`TargetError` for layers that do not exist, with the nearest names. A teacher more than ten times the
     student's size is a :class:`ScheduleWarning`.

@@ -31,13 +31,12 @@ class MutualDistiller(Distiller):
     Source: Ying Zhang, Tao Xiang, Timothy M. Hospedales, Huchuan Lu, "Deep Mutual Learning" (2018),
     https://arxiv.org/abs/1706.00384
 
-    Args:
-        peer: the other model's name among ``teachers``.
-        temperature: divides the logits before the softmax; above 0.
-        loss_weights: ``{distill: 1.0, student: 1.0, teacher: 1.0}``, the default, as in the paper.
-        logits: the loss on the outputs: KL, CE, MSE, L1, Euclidean or Cosine.
-        output_keys: which of several outputs are compared.
-        class_dim: dimension of the classes. Default: 1 for four dimensions, else the last.
+    ``peer``: the other model's name among ``teachers``.
+    ``temperature``: divides the logits before the softmax; above 0.
+    ``loss_weights``: ``{distill: 1.0, student: 1.0, teacher: 1.0}``, the default, as in the paper.
+    ``logits``: the loss on the outputs: KL, CE, MSE, L1, Euclidean or Cosine.
+    ``output_keys``: which of several outputs are compared.
+    ``class_dim``: dimension of the classes. Default: 1 for four dimensions, else the last.
 
     Example: logits ``[0, 0]`` of the model and ``[log 3, 0]`` of the peer, T = 1: the model is pulled by
     ``KL(peer || model) = 0.1308`` and the peer by ``KL(model || peer) = 0.1438``::
