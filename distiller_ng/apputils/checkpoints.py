@@ -155,7 +155,7 @@ def load_schedule(
     example: tuple[Any, ...] | None = None
     if shape is not None:
         device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-        example = (torch.zeros(tuple(shape), device=device),)
+        example = (torch.randn(tuple(shape), generator=torch.Generator().manual_seed(0)).to(device),)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ScheduleWarning)
         scheduler = file_config(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from distiller_ng.apputils.classifier_activations import add_activation_arguments
+from distiller_ng.apputils.classifier_thinning import add_thinning_arguments
 from distiller_ng.apputils.unavailable import add_unavailable_arguments
 from distiller_ng.reports.summary import SUMMARIES
 from distiller_ng.utils import float_range_argparse_checker
@@ -49,6 +50,7 @@ def init_classifier_compression_arg_parser(include_ptq_lapq_args: bool = False) 
     _add_machine(parser)
     _add_output(parser)
     add_activation_arguments(parser)
+    add_thinning_arguments(parser)
     add_unavailable_arguments(parser, "application")
     if include_ptq_lapq_args:
         add_unavailable_arguments(parser, "lapq")

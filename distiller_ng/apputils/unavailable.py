@@ -53,7 +53,6 @@ _LAPQ = (
     ),
 )
 _SENSE = ("Sensitivity", "sensitivity analysis", (("--sense", None), ("--sense-range", 3)))
-_STRUCTURE = ("Structure", "thinning", (("--thinnify", 0),))
 _EXPORT = ("Export", "ONNX export", (("--export-onnx", "?"),))
 _SERIALIZED = ("Loading", "layer-wise loading (models are never wrapped here)", (("--load-serialized", 0),))
 _EARLY_EXIT = (
@@ -61,7 +60,7 @@ _EARLY_EXIT = (
     "early exit",
     (("--earlyexit_lossweights", "*"), ("--earlyexit_thresholds", "*")),
 )
-_APPLICATION = (_SENSE, _STRUCTURE, _EXPORT, _SERIALIZED, _PTQ)
+_APPLICATION = (_SENSE, _EXPORT, _SERIALIZED, _PTQ)
 _EXAMPLE = (_EARLY_EXIT,)
 _FEATURES = {"application": _APPLICATION, "lapq": (_LAPQ,), "example": _EXAMPLE}
 

@@ -20,6 +20,7 @@ from distiller_ng.reports.pictures import (
     draw_model_to_file,
 )
 from distiller_ng.reports.progress import TrainingProgress
+from distiller_ng.reports.size_and_speed import ModelFigures, size_and_speed, size_and_speed_tbl
 from distiller_ng.reports.sparsity import (
     masks_sparsity_summary,
     masks_sparsity_tbl_summary,
@@ -33,6 +34,7 @@ __all__ = [
     "PICTURES",
     "SUMMARIES",
     "ActivationHistograms",
+    "ModelFigures",
     "Table",
     "TrainingProgress",
     "activation_histograms_summary",
@@ -52,6 +54,8 @@ __all__ = [
     "model_summary",
     "modules_summary",
     "modules_tbl_summary",
+    "size_and_speed",
+    "size_and_speed_tbl",
     "weights_sparsity_summary",
     "weights_sparsity_tbl_summary",
 ]

@@ -18,6 +18,7 @@ import parser as example_parser
 
 from distiller_ng.apputils import save_checkpoint
 from distiller_ng.apputils.classifier_greedy import greedy
+from distiller_ng.apputils.classifier_thinning import thinnify
 from distiller_ng.apputils.guard import run_guarded
 from distiller_ng.apputils.image_classifier import (
     ClassifierCompressor,
@@ -33,10 +34,14 @@ class ClassifierCompressorSampleApp(ClassifierCompressor):
     """The application with the jobs that are done instead of training."""
 
     def handle_subapps(self) -> bool:
-        """Do what ``--greedy``, ``--summary``, ``--act-hist`` or ``--evaluate`` ask for; whether there was anything."""
+        """Do what ``--thinnify``, ``--greedy``, ``--summary``, ``--act-hist`` or ``--evaluate`` ask for; whether there was anything."""
         if self.args.save_untrained_model and self.logdir:
             name = f"{self.args.name}_untrained" if self.args.name else "untrained"
             save_checkpoint(0, self.args.arch, self.model, name=name, dir=self.logdir)
+        if self.args.thinnify:
+            thinnify(self.model, self.compression_scheduler.masks, self.args, self.logdir)
+            self.test()
+            return True
         if self.args.greedy:
             self.model = greedy(self.model, self.criterion, self.loggers, self.args, self.logdir)
             self.test()

@@ -108,7 +108,6 @@ def test_bad_values_exit_with_code_2(arguments, message, capsys):
         (["--qe-bits-acts", "8"], "post-training quantization"),
         (["--qe-calibration=0.1"], "post-training quantization"),
         (["--qe-lapq"], "loss-aware"),
-        (["--thinnify"], "thinning"),
         (["--sense", "filter"], "sensitivity"),
         (["--sense-range", "0", "0.9", "0.1"], "sensitivity"),
         (["--export-onnx"], "ONNX"),

@@ -148,8 +148,20 @@ def test_the_process_itself_exits_with_code_2(tmp_path):
 
 def test_the_demo_names_files_and_flags_that_exist(monkeypatch, tmp_path):
     demo = load_script(ROOT / "examples" / "demo" / "run_demo.py", monkeypatch)
-    schedule = Path(demo.ARGUMENTS[demo.ARGUMENTS.index("--compress") + 1])
-    assert schedule == ROOT / "schedules" / "agp_digits_cnn.yaml" and schedule.is_file()
+    first, second = demo.SCHEDULES.values()
+    assert first == ROOT / "schedules" / "agp_digits_cnn.yaml" and first.is_file() and second.is_file()
+
+
+@pytest.mark.slow
+def test_the_demo_ends_with_a_smaller_network(monkeypatch, tmp_path, capsys):
+    """A run of few epochs: nothing is removed in it, so both networks are the same in size."""
+    demo = load_script(ROOT / "examples" / "demo" / "run_demo.py", monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["run_demo.py", "--epochs", "15", "--effective-train-size", "0.2"])
+    demo.demo()
+    out = capsys.readouterr().out
+    rows = [line for line in out.splitlines() if "dense" in line or "thinned" in line]
+    assert any("thinned" in row and "x)" in row for row in rows), out
 
 
 def test_direct_api_example_prunes(monkeypatch, capsys):
