@@ -34,7 +34,7 @@ class ClassifierCompressorSampleApp(ClassifierCompressor):
     """The application with the jobs that are done instead of training."""
 
     def handle_subapps(self) -> bool:
-        """Do what ``--thinnify``, ``--greedy``, ``--summary``, ``--act-hist`` or ``--evaluate`` ask for, if anything."""
+        """Do what ``--thinnify``, ``--greedy``, ``--summary``, ``--act-hist`` or ``--evaluate`` ask for."""
         if self.args.save_untrained_model and self.logdir:
             name = f"{self.args.name}_untrained" if self.args.name else "untrained"
             save_checkpoint(0, self.args.arch, self.model, name=name, dir=self.logdir)
