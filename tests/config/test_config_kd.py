@@ -164,7 +164,12 @@ BAD = [
     ("teacher: wide\n    temperature: '2'", 5, "kd.temperature", "write it without quotes"),
     ("teacher: wide\n    temperature: 0", 5, "kd.temperature", "above 0"),
     ("teacher: wide\n    loss_weights: {distil: 1}", 5, "kd.loss_weights.distil", "Did you mean 'distill'"),
-    ("teacher: wide\n    loss_weights: [0.5, -0.5]", 5, "kd.loss_weights.student", "student must be a finite number from 0"),
+    (
+        "teacher: wide\n    loss_weights: [0.5, -0.5]",
+        5,
+        "kd.loss_weights.student",
+        "student must be a finite number from 0",
+    ),
     ("teacher: wide\n    logits: KLL", 5, "kd.logits", "Did you mean 'KL'"),
     (
         "teacher: wide\n    layers: {conv: conv1}",

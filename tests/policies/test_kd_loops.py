@@ -474,3 +474,57 @@ def test_an_average_of_half_precision_weights_is_kept_in_float32():
             optimizer.step()
     assert policy.teacher.weight.dtype == torch.float32
     torch.testing.assert_close(policy.teacher.weight, before + 0.001 * (2.0 - before))
+
+
+def _train_part(kind, rank, world, leave_out_hook):
+    """Three epochs by hand on one part of 16 samples; everything the optimizer holds."""
+    torch.manual_seed(0)
+    student, teacher = (
+        nn.Sequential(nn.Conv2d(1, w, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16 * w, 4)).double() for w in (4, 6)
+    )
+    part = slice(rank * 16 // world, (rank + 1) * 16 // world)
+    x, y = torch.randn(16, 1, 6, 6).double()[part], torch.randint(0, 4, (16,))[part]
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1, momentum=0.9)
+    model = DistributedDataParallel(student) if world > 1 else student
+    plan = {
+        "distillers": {"kd": {"class": "KnowledgeDistiller", "teacher": "big", "layers": {"0": "0"}}},
+        "policies": [{"distiller": {"instance_name": "kd"}, "starting_epoch": 0, "ending_epoch": 3}],
+    }
+    if kind == "mutual":
+        plan["distillers"]["kd"] = {"class": "MutualDistiller", "peer": "big"}
+    scheduler = distiller.dict_config(model, optimizer, plan, teachers={"big": teacher}, example_inputs=(x[:1],))
+    for epoch in range(3):
+        scheduler.on_epoch_begin(epoch, optimizer)
+        scheduler.on_minibatch_begin(epoch, 0, 1, optimizer)
+        loss = scheduler.before_backward_pass(epoch, 0, 1, functional.cross_entropy(model(x), y), optimizer)
+        optimizer.zero_grad()
+        loss.backward()
+        if not leave_out_hook:
+            scheduler.before_parameter_optimization(epoch, 0, 1, optimizer)
+        optimizer.step()
+        scheduler.on_minibatch_end(epoch, 0, 1, optimizer)
+        scheduler.on_epoch_end(epoch, optimizer)
+    return [p.detach().clone() for group in optimizer.param_groups for p in group["params"]]
+
+
+CASES = [(kind, leave_out) for kind in ("layers", "mutual") for leave_out in (False, True)]
+
+
+def _half(rank, folder):
+    torch.set_num_threads(1)
+    store = torch.distributed.FileStore(str(folder / "store"), 2)
+    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=60))
+    results = {f"{kind} {leave_out}": _train_part(kind, rank, 2, leave_out) for kind, leave_out in CASES}
+    if rank == 0:
+        torch.save(results, folder / "halves.pt")
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_replicas_equal_one_process_on_the_whole_batch(tmp_path):
+    mp.spawn(_half, args=(tmp_path,), nprocs=2)
+    halves = torch.load(tmp_path / "halves.pt", weights_only=True)
+    for kind, leave_out in CASES:
+        for a, b in zip(halves[f"{kind} {leave_out}"], _train_part(kind, 0, 1, leave_out), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
