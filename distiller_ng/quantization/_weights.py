@@ -175,12 +175,17 @@ class QuantizedLayer(Derived):
     @property
     def float_weight(self) -> Tensor | None:
         """The weight in floating point: the parameter the optimizer trains."""
-        return self.full_precision("weight")
+        return self._float_copy("weight")
 
     @property
     def float_bias(self) -> Tensor | None:
-        """The bias in floating point, None without one."""
-        return self.full_precision("bias")
+        """The bias in floating point; no such attribute where the bias is not quantized."""
+        return self._float_copy("bias")
+
+    def _float_copy(self, name: str) -> Tensor | None:
+        if name not in self.quantized_parameters:
+            raise AttributeError(f"{type(self).__name__} has no attribute {FP_BKP_PREFIX + name!r}")
+        return self.full_precision(name)
 
     def extra_repr(self) -> str:
         """The layer's own description, and the bits."""

@@ -280,6 +280,9 @@ def test_quantize_params_shows_values_with_history_to_the_float_parameter(model)
         assert meta.num_bits == (2 if meta.q_attr_name == "bias" else 4)
     conv = inner(model).block1.conv1
     assert conv._parameters["weight"] is conv.float_weight and conv.weight is not conv.float_weight
+    without = make(Net(), None, 4, fp_copy=True)
+    without.prepare_model()
+    assert hasattr(without.model.fc, "float_weight") and not hasattr(without.model.fc, "float_bias")
 
 
 def test_every_forward_pass_computes_with_the_present_weights(model):
