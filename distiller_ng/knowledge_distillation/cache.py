@@ -181,7 +181,7 @@ class CachedTeacher(nn.Module):
                 f"{self.path}: which samples? Loop over cached.batches(loader), or call cached.select(ids) before each "
                 "forward pass"
             )
-        tensor = _first_tensor((inputs, named_inputs))
+        tensor = inputs[0] if inputs and isinstance(inputs[0], Tensor) else _first_tensor((inputs, named_inputs))
         if tensor is None:
             return self._selected
         if tensor.dim() and len(tensor) != len(self._selected):

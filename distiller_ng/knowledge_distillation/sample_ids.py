@@ -101,6 +101,20 @@ def split_sample_ids(batch: Any) -> tuple[Any, Tensor]:
 
 def checked_ids(ids: Any) -> Tensor:
     """Ids as an int64 tensor ``[B]`` on the CPU; :class:`ArgumentError` unless they are different whole numbers."""
+    if type(ids) is Tensor and ids.dtype is torch.int64 and ids.dim() == 1 and ids.device.type == "cpu":
+        numbers = ids  # what every loader gives; the rest of this function runs cold in a training step
+    else:
+        numbers = _whole_numbers(ids)
+    if len(set(numbers.tolist())) != len(numbers):
+        raise ArgumentError(
+            "the same sample id stands twice in one batch: these may be labels. Wrap the data set in WithSampleIds, "
+            "which puts the ids last",
+            argument=("ids",),
+        )
+    return numbers
+
+
+def _whole_numbers(ids: Any) -> Tensor:
     try:
         numbers = torch.as_tensor(ids)
     except (TypeError, ValueError, RuntimeError):
@@ -111,14 +125,7 @@ def checked_ids(ids: Any) -> Tensor:
             "WithSampleIds, which puts them last",
             argument=("ids",),
         )
-    numbers = numbers.to("cpu", torch.int64)
-    if len(set(numbers.tolist())) != len(numbers):
-        raise ArgumentError(
-            "the same sample id stands twice in one batch: these may be labels. Wrap the data set in WithSampleIds, "
-            "which puts the ids last",
-            argument=("ids",),
-        )
-    return numbers
+    return numbers.to("cpu", torch.int64)
 
 
 def _described(value: Any) -> str:
