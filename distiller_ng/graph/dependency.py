@@ -239,7 +239,7 @@ class DependencyGraph:
         names = {canonical_name(n) for n, _ in (*self.model.named_parameters(), *self.model.named_buffers())}
         if name not in names:
             raise TargetError(f"the model has no parameter {tensor!r}. {did_you_mean(name, names)}")
-        used = name in set(self.traced.tensors.values())
+        used = any(tensor == name and node.users for node, tensor in self.traced.tensors.items())
         what = (
             f"the entries of its dimension {dim} are not channels that could be removed"
             if used
