@@ -7,13 +7,12 @@ import argparse
 from distiller_ng.apputils.classifier_activations import add_activation_arguments
 from distiller_ng.apputils.classifier_thinning import add_thinning_arguments
 from distiller_ng.apputils.unavailable import add_unavailable_arguments
-from distiller_ng.reports.summary import SUMMARIES
+from distiller_ng.reports.summary import PICTURES, SUMMARIES
 from distiller_ng.utils import float_range_argparse_checker
 
 __all__ = ["OPTIMIZERS", "init_classifier_compression_arg_parser"]
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
-_PICTURES = ("png", "png_w_params")  # Distiller's; the summary itself says that they are not drawn
 
 _EPILOG = """\
 examples:
@@ -120,7 +119,7 @@ def _add_compression(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--summary",
         action="append",
-        choices=(*SUMMARIES, *_PICTURES),
+        choices=(*SUMMARIES, *PICTURES),
         help="log a summary of the model and stop; may be repeated",
     )
 
