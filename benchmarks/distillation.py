@@ -259,7 +259,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, help="also write all results, with the machine, as JSON")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    seconds, least = (8.0, 5) if arguments.quick else (75.0, 40)
+    seconds, least = (8.0, 5) if arguments.quick else (75.0, 30)
     results = []
     with tempfile.TemporaryDirectory() as FOLDER:
         for case in CASES:
