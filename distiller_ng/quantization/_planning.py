@@ -59,12 +59,13 @@ class Planner:
             self._check_settings(quantizer, modules)
         rows = [row for name, module in modules.items() if (row := self._row(quantizer, name, module)) is not None]
         extra = quantizer.extra_rows()
-        notes = (
-            []
-            if is_done
-            else [*self._containers(quantizer, modules), *self._nothing(quantizer, rows), *self._left(quantizer)]
-        )
+        notes = [] if is_done else self._notes(quantizer, modules, rows)
         return QuantPlan(type(quantizer).__name__, tuple(extra + rows), tuple(notes))
+
+    def _notes(self, quantizer: Quantizer, modules: dict[str, nn.Module], rows: list[PlanRow]) -> list[str]:
+        """Everything legal but odd."""
+        found = [self._containers(quantizer, modules), self._nothing(quantizer, rows), self._left(quantizer)]
+        return [note for notes in (*found, quantizer.extra_notes()) for note in notes]
 
     def _row(self, quantizer: Quantizer, name: str, module: nn.Module) -> PlanRow | None:
         if name not in quantizer.module_qbits_map:

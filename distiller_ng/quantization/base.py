@@ -169,6 +169,10 @@ class Quantizer(QuantizerPreparation, ABC):
         """Rows of the plan that belong to no module, e.g. the model's inputs."""
         return []
 
+    def extra_notes(self) -> list[str]:
+        """Warnings of the plan that only this quantizer knows."""
+        return []
+
     @property
     def config(self) -> QuantizerConfig:
         """What a checkpoint must hold to prepare a fresh model in the same way."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from distiller_ng.errors import ArgumentError
+from distiller_ng.errors import ArgumentError, listed
 from distiller_ng.quantization._configuration import mark
 from distiller_ng.quantization._weights import QuantizedLayer, channel_axis, is_quantizable, quantize_flow_
 from distiller_ng.quantization.activations import XnorActivation, XnorScale
@@ -71,6 +71,18 @@ class XNORQuantizer(Quantizer):
             if isinstance(module, nn.Embedding):  # its rows are looked up, not multiplied
                 self.module_qbits_map[name] = QBits(None, None, None)
         return planner
+
+    def extra_notes(self) -> list[str]:
+        """ReLUs: what follows one has no sign to take."""
+        takes_signs = any(bits.acts is not None and bits.wts is not None for bits in self.module_qbits_map.values())
+        rectifiers = [name for name, module in self.model.named_modules() if isinstance(module, nn.ReLU | nn.ReLU6)]
+        if not (takes_signs and rectifiers):
+            return []
+        note = (
+            f"the model has {listed(rectifiers, limit=4)}: a binary layer right after a ReLU sees only 1, and learns "
+            "nothing from its inputs; use Hardtanh or no activation there"
+        )
+        return [note]
 
     def _quantize_flows(self) -> None:
         """Signs of the inputs, and the scale of the outputs."""

@@ -562,6 +562,13 @@ def test_xnor():
     torch.testing.assert_close(weights_only(x), nn.functional.conv2d(x, sign, conv.bias) * alpha.reshape(1, -1, 1, 1))
 
 
+def test_xnor_warns_of_rectifiers():
+    model = new_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    assert "relu1, relu2: a binary layer right after" in " ".join(XNORQuantizer(model, optimizer).plan().warnings)
+    assert XNORQuantizer(model, optimizer, bits_activations=None).plan().warnings == ()
+
+
 @pytest.mark.parametrize(("name", "value"), [("bits_weights", 2), ("bits_activations", 8)])
 def test_xnor_refuses(name, value):
     with pytest.raises(ArgumentError, match="1 or null"):
