@@ -28,6 +28,7 @@ from distiller_ng import (
     thresholding,
     utils,
 )
+from distiller_ng.apputils.greedy_filter_pruning import greedy_pruner
 from distiller_ng.checkpoint import load_model
 from distiller_ng.config import config_component_from_file_by_class, dict_config, file_config
 from distiller_ng.core.context import StepContext
@@ -69,7 +70,10 @@ from distiller_ng.policies import (
     QuantizationPolicy,
     RegularizationPolicy,
 )
+from distiller_ng.policies.one_shot import plan_structures, prune_structures
 from distiller_ng.policies.structure_remover import ChannelRemover, FilterRemover, StructureRemover
+from distiller_ng.policies.weight_rewinder import WeightRewinder
+from distiller_ng.pruning.group_pruner import GroupPruner
 from distiller_ng.reports import (
     attributes_summary,
     attributes_summary_tbl,
@@ -175,6 +179,7 @@ __all__ = [
     "ExportError",
     "FilterRemover",
     "GraphError",
+    "GroupPruner",
     "GroupThresholdMixin",
     "KnowledgeDistillationPolicy",
     "LRPolicy",
@@ -200,6 +205,7 @@ __all__ = [
     "ThinningPlan",
     "ThinningRecipe",
     "TrainPosition",
+    "WeightRewinder",
     "__version__",
     "activation_channels_apoz",
     "activation_channels_l1",
@@ -244,6 +250,7 @@ __all__ = [
     "get_dummy_input",
     "get_nonparallel_clone_model",
     "get_normalized_recipe",
+    "greedy_pruner",
     "group_threshold_mask",
     "has_children",
     "is_scalar",
@@ -281,10 +288,12 @@ __all__ = [
     "onnx_name_2_pytorch_name",
     "optimizer_device_name",
     "param_name_2_module_name",
+    "plan_structures",
     "plan_thinning",
     "policies",
     "policy",
     "pretty_int",
+    "prune_structures",
     "pruning",
     "quantization",
     "regularization",

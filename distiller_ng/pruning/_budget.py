@@ -96,9 +96,9 @@ def select_by_budget(steps: Sequence[Removal], load: Callable[[Sequence[int]], f
     """The shortest beginning of ``steps`` that meets the budget, less what turns out not to be needed.
 
     Where its last step is so large that the cost ends up more than 2 % below the budget, that family is left as it is
-    and the others are asked for the rest, if that ends nearer. ``load(channels)`` is the cost without them over the
-    budget, 1 or less where it is met; removing more never makes it larger. Everything goes where even that does not
-    meet it.
+    and the others are asked for the rest, if that ends nearer; where nothing ends within 2 % below, what ends within
+    2 % above will do. ``load(channels)`` is the cost without them over the budget, 1 or less where it is met; removing
+    more never makes it larger. Everything goes where even that does not meet it.
     """
 
     def loaded(chosen: Sequence[Removal]) -> float:
@@ -119,7 +119,14 @@ def select_by_budget(steps: Sequence[Removal], load: Callable[[Sequence[int]], f
             break
         last = order[met - 1].family
         order = order[: met - 1] + [step for step in order[met:] if step.family != last]
-    return best
+    return best if nearest >= _NEAR else _just_above(steps, loaded) or best
+
+
+def _just_above(steps: Sequence[Removal], loaded: Callable[[Sequence[Removal]], float]) -> list[Removal] | None:
+    """The beginning of ``steps`` one short of the budget, where it misses it by no more than 2 %."""
+    met = _shortest(steps, loaded)
+    short = list(steps[: met - 1]) if 0 < met <= len(steps) else []
+    return short if short and loaded(short) <= 2.0 - _NEAR else None
 
 
 def _shortest(order: Sequence[Removal], loaded: Callable[[Sequence[Removal]], float]) -> int:
