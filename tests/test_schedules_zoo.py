@@ -75,8 +75,12 @@ def content(name: str) -> dict[str, Any]:
 
 def definitions(names: list[str] = FILES) -> Iterator[Mapping[str, Any]]:
     for name in names:
-        for section in ("pruners", "regularizers", "lr_schedulers"):
+        for section in ("pruners", "regularizers", "lr_schedulers", "extensions"):
             yield from content(name).get(section, {}).values()
+
+
+def content_of(section: str) -> list[Mapping[str, Any]]:
+    return [definition for name in FILES for definition in content(name).get(section, {}).values()]
 
 
 def ours(registry: Any) -> set[str]:
@@ -97,6 +101,31 @@ def result_row(name: str) -> str:
     )
 
 
+def active_epochs(policy: Mapping[str, Any]) -> list[int]:
+    """The epochs in which a policy of a file does something."""
+    if "epochs" in policy:
+        return list(policy["epochs"])
+    start, end = policy["starting_epoch"], policy["ending_epoch"]
+    return list(range(int(start), int(-(-end // 1)), max(1, int(policy["frequency"]))))
+
+
+def macs(model: torch.nn.Module, shape: tuple[int, ...]) -> int:
+    """Multiplications of the convolutions and linear layers, for one image."""
+    counted = []
+
+    def count(module, inputs, output):
+        counted.append(output.numel() * module.weight[0].numel())
+
+    layers = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
+    hooks = [layer.register_forward_hook(count) for layer in layers]
+    with torch.no_grad():
+        model.eval()(torch.zeros(1, *shape))
+    model.train()
+    for hook in hooks:
+        hook.remove()
+    return sum(counted)
+
+
 class Zoo:
     """One schedule on its model, on made-up images."""
 
@@ -107,18 +136,18 @@ class Zoo:
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=args.lr, momentum=0.9)
         self.base_lr, self.total_epochs = args.lr, args.epochs
         self.shape = SHAPES[args.dataset]
+        self.shapes = {name: parameter.shape for name, parameter in self.model.named_parameters()}
+        self.macs = macs(self.model, self.shape)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             self.scheduler = file_config(
-                self.model, self.optimizer, FOLDER / name, example_inputs=(torch.zeros(1, *self.shape),)
+                self.model, self.optimizer, FOLDER / name, example_inputs=(torch.randn(1, *self.shape),)
             )
 
     def epochs(self) -> list[int]:
         chosen = set()
         for policy in self.content["policies"]:
-            start, end = policy["starting_epoch"], policy["ending_epoch"]
-            frequency = policy["frequency"]
-            active = range(int(start), int(-(-end // 1)), max(1, int(frequency)))
+            active = active_epochs(policy)
             chosen |= {max(0, active[0] - 1), active[0], active[len(active) // 2], active[-1]}
         return sorted(chosen)
 
@@ -179,15 +208,40 @@ class Zoo:
         named = [t for _, d in self.pruners() for key in keys for t in d.get(key, ()) if t != "*"]
         return {name for target in named for name in self.scheduler.parameters.match(target)}
 
+    def thinned(self) -> bool:
+        """Whether filters or channels are removed in the end."""
+        removers = {"ChannelRemover", "FilterRemover", "StructureRemover"}
+        return any(definition["class"] in removers for definition in self.content.get("extensions", {}).values())
+
+    def structure_dim(self, name: str) -> int | None:
+        """The dimension of which a parameter loses whole entries, and nothing else by a pruner of its own."""
+        kinds = [d.get("group_type", by_class(d)) for use, d in self.pruners() if name in self.levels(use, d)]
+        dims = {{"Filters": 0, "Channels": 1}.get(kind) for kind in kinds}
+        return dims.pop() if len(dims) == 1 else None
+
+    def achieved(self, name: str) -> float:
+        """The share of zeros; where whole filters or channels go theirs, as coupled layers zero more of the tensor."""
+        weight, dim = self.scheduler.parameters[name].detach(), self.structure_dim(name)
+        if dim is None:
+            return float((weight == 0).double().mean())
+        size = self.shapes[name][dim]
+        zero = (weight.transpose(0, dim).flatten(1) == 0).all(dim=1)
+        return (int(zero.sum()) + size - len(zero)) / size
+
     def tolerance(self, name: str) -> float:
         """The share of one structure, or of one weight where single weights are pruned."""
-        weight = self.scheduler.parameters[name]
         structured = any(
-            definition.get("group_type", "Blocks") != "Blocks" and name in self.levels(use, definition)
+            definition.get("group_type", by_class(definition)) != "Blocks" and name in self.levels(use, definition)
             for use, definition in self.pruners()
         )
         size = definition_group_size(self.pruners())
-        return size / min(weight.shape[:2]) if structured else 8 / weight.numel()
+        shape = self.shapes[name]
+        return size / min(shape[:2]) if structured else 8 / shape.numel()
+
+
+def by_class(definition: Mapping[str, Any]) -> str:
+    """The group type of a definition that names none."""
+    return "Filters" if definition["class"] == "GroupPruner" else "Blocks"
 
 
 def definition_group_size(pruners: list[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> int:
@@ -287,6 +341,7 @@ def test_every_sparsity_schedule_scope_pattern_group_and_criterion_has_a_file():
     assert {d.get("threshold_criteria") for d in lasso} == {None, "Max", "Mean_Abs"}
     assert {d["group_type"] for d in found if "group_type" in d} == {"Filters", "Channels", "Rows", "Blocks"}
     assert any(d.get("group_dependency") == "Leader" for d in found)
+    assert {d["class"] for d in content_of("extensions")} == {"ChannelRemover", "FilterRemover", "WeightRewinder"}
 
 
 # -- runs ---------------------------------------------------------------------------------------------------------
@@ -298,13 +353,18 @@ def test_runs_and_ends_at_the_planned_sparsity(name):
     penalty, rates = zoo.run()
     parameters = zoo.scheduler.parameters
     for parameter, level in zoo.planned().items():
-        achieved = float((parameters[parameter] == 0).double().mean())
+        achieved = zoo.achieved(parameter)
         if parameter in zoo.pruned_by_threshold():
             assert achieved >= level - zoo.tolerance(parameter), parameter
         else:
             assert achieved == pytest.approx(level, abs=zoo.tolerance(parameter)), parameter
+    for budget in (definition["target"]["macs"] for _, definition in zoo.pruners() if "target" in definition):
+        assert macs(zoo.model, zoo.shape) / zoo.macs == pytest.approx(budget, rel=0.02)
+    if zoo.thinned():
+        assert all(p.numel() <= zoo.shapes[name].numel() for name, p in zoo.model.named_parameters())
+        assert sum(p.numel() for p in zoo.model.parameters()) < 0.6 * sum(s.numel() for s in zoo.shapes.values())
     for use, definition in zoo.pruners():
-        if definition.get("scope") == "global":
+        if definition.get("scope") == "global" and "target" not in definition:
             weights = [parameters[n] for t in targets(definition) for n in parameters.match(t)]
             units = [w.flatten(1) if "group_type" in definition else w.flatten()[:, None] for w in weights]
             zero = torch.cat([(unit == 0).all(dim=1) for unit in units])
@@ -322,4 +382,6 @@ def test_runs_and_ends_at_the_planned_sparsity(name):
 def test_windows_end_within_the_epochs_of_the_command(name):
     epochs = arguments(name).epochs
     for policy in content(name)["policies"]:
-        assert 0 <= policy["starting_epoch"] < policy["ending_epoch"] <= epochs
+        active = active_epochs(policy)
+        assert 0 <= active[0] <= active[-1] < epochs
+        assert policy.get("ending_epoch", epochs) <= epochs
