@@ -81,12 +81,12 @@ class ThinningPlan:
         graph.check(wanted, asked[0] if len(asked) == 1 else "")
         cuts = []
         constant: dict[str, tuple[int, ...]] = {}
-        known = sorted(set(silent) & set(wanted))
+        flags, known = graph.flags(wanted), graph.flags(set(silent) & set(wanted))
         for (tensor, dim), numbers in graph.axes.items():
-            gone = np.flatnonzero(np.isin(numbers, wanted))
+            gone = np.flatnonzero(flags[numbers])
             if gone.size:
                 cuts.append(Cut(tensor, dim, tuple(gone.tolist()), numbers.size))
-            quiet = np.flatnonzero(np.isin(numbers, known))
+            quiet = np.flatnonzero(known[numbers])
             if dim == 1 and quiet.size and not graph.feeds(tensor, dim):
                 constant[tensor] = tuple(quiet.tolist())
         groups = _new_groups(graph, wanted)
