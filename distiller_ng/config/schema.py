@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import PydanticUserError
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticOmit, to_jsonable_python
-from pydantic_core.core_schema import CallableSchema, IsInstanceSchema
+from pydantic_core.core_schema import CallableSchema, EnumSchema, IsInstanceSchema
 
 from distiller_ng.config.arguments import nested_table
 from distiller_ng.config.classes import ClassTable, ComponentClass
@@ -150,6 +150,9 @@ class _Generator(GenerateJsonSchema):
 
     def is_instance_schema(self, schema: IsInstanceSchema) -> JsonSchemaValue:
         raise PydanticOmit
+
+    def enum_schema(self, schema: EnumSchema) -> JsonSchemaValue:
+        raise PydanticOmit  # a file holds its name, as text
 
     def handle_invalid_for_json_schema(self, schema: CoreSchema, error_info: str) -> JsonSchemaValue:
         raise PydanticOmit

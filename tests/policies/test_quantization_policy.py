@@ -7,12 +7,15 @@ import io
 import warnings
 from pathlib import Path
 
+import jsonschema
 import pytest
 import torch
+import yaml
 from torch import nn
 
 import distiller_ng as distiller
 from distiller_ng.checkpoint import CompressionRecord, load_checkpoint, save_checkpoint
+from distiller_ng.config.schema import schedule_schema
 from distiller_ng.errors import ArgumentError, CheckpointError, ScheduleError, ScheduleWarning, TargetError
 from distiller_ng.models import create_model
 from distiller_ng.policies import QuantizationPolicy
@@ -447,6 +450,16 @@ def test_schedules_of_distillers_shapes_on_resnet20(name):
     assert type(model.layer1[0].relu) is not nn.ReLU
     clips = [n for n in after if n.endswith("clip_val")]
     assert len(clips) == (17 if name.endswith("pact") else 0)
+
+
+def test_the_editor_schema_knows_quantizers():
+    schema = schedule_schema()
+    for path in SCHEDULES.glob("*.yaml"):
+        jsonschema.validate(yaml.safe_load(path.read_text()), schema)
+    wrong = yaml.safe_load((SCHEDULES / "linear_qat.yaml").read_text())
+    wrong["quantizers"]["linear"]["bits_wts"] = 8
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(wrong, schema)
 
 
 def test_schedule_with_dots_that_are_no_dots():
