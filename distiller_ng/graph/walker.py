@@ -156,9 +156,7 @@ class Walker:
 
     def labels(self, argument: Any) -> Labels:
         """The labels of a tensor argument; a parameter gets labels of its own, one for each element."""
-        if not isinstance(argument, fx.Node):
-            return Labels.none((), zero=False)
-        return self.all_labels(argument)[0]
+        return self.all_labels(argument)[0] if isinstance(argument, fx.Node) else Labels.none(())
 
     def all_labels(self, node: fx.Node) -> list[Labels]:
         """The labels of every tensor a node holds."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from distiller_ng.core.masker import ParameterMasker
-from distiller_ng.errors import DistillerError, GraphError, listed
+from distiller_ng.errors import GraphError, listed
 from distiller_ng.graph._failures import MODEL_FAILURES, failed_at
 from distiller_ng.graph.changes import record_change
 from distiller_ng.graph.inputs import ExampleInputs, ExampleInputsLike, as_example_inputs
@@ -87,27 +87,15 @@ def apply_plan(
     inner = unwrap(model)
     check_cuts(inner, plan.cuts)
     inputs = as_example_inputs(example_inputs)
-    journal = Journal()
     before = must_run(inner, inputs)
     count = _parameters(inner)
-    finished = False
-    try:
+    with Journal() as journal:
         folded = fold_constants(inner, inputs, plan, journal) if fold and plan.exact else []
         expected = zeroed_outputs(inner, inputs, plan.cuts)
         changed, replaced = _cut(inner, plan, inputs, (expected, verify), optimizers, masks, journal)
-        finished = True
-    finally:  # whatever stopped it, an interrupt too
-        if not finished:
-            journal.undo()
     after = outputs_of(inner, inputs)
-    report = ThinningReport(
-        (count, _parameters(inner)),
-        relative_error(after, expected),
-        relative_error(after, before),
-        changed,
-        tuple(folded),
-        plan.notes,
-    )
+    errors = relative_error(after, expected), relative_error(after, before)
+    report = ThinningReport((count, _parameters(inner)), *errors, changed, tuple(folded), plan.notes)
     record_change(inner, "thinning", _as_config(plan, changed, replaced), {"error": report.error, "jump": report.jump})
     logger.info("thinned: %s", report)
     if warn:
@@ -202,9 +190,8 @@ def replay(model: nn.Module, config: Mapping[str, Any]) -> None:
     plan = ThinningPlan.from_dict(
         {"version": 1, "resized": [], "notes": [], "exact": True, "asked_by": [], **dict(config)}
     )
-    journal = Journal()
     inner = unwrap(model)
-    try:
+    with Journal() as journal:
         present = tensors_of(inner)  # what a quantizer adds later has the small size then
         cuts = [cut for cut in plan.cuts if cut.tensor in present]
         names = [cut.tensor for cut in cuts]
@@ -212,9 +199,6 @@ def replay(model: nn.Module, config: Mapping[str, Any]) -> None:
         cut_tensors(inner, cuts, journal)
         update_layers(inner, names, plan.groups, journal)
         _set_attributes(inner, config.get("attributes", {}), journal)
-    except (DistillerError, RuntimeError, AttributeError):
-        journal.undo()
-        raise
 
 
 def _set_attributes(model: nn.Module, attributes: Mapping[str, Mapping[str, Any]], journal: Journal) -> None:

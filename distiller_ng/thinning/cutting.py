@@ -19,7 +19,10 @@ __all__ = ["Journal", "check_cuts", "cut_tensors", "tensors_of"]
 
 
 class Journal:
-    """What was changed, so that :meth:`undo` can put everything back."""
+    """What was changed, so that :meth:`undo` can put everything back.
+
+    As a context it does so by itself, whatever ends the block early: an error, or an interrupt.
+    """
 
     def __init__(self) -> None:
         self._undo: list[Callable[[], None]] = []
@@ -39,6 +42,13 @@ class Journal:
         before = tensor.data
         self.note(lambda: _replace_data(tensor, before))
         _replace_data(tensor, value)
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
+        if kind is not None:
+            self.undo()
 
     def undo(self) -> None:
         """Take everything back, last change first."""

@@ -131,10 +131,6 @@ def outputs_dict():
     return ManyOutputs("dict"), image()
 
 
-def outputs_list():
-    return ManyOutputs("list"), image()
-
-
 def outputs_dataclass():
     return ManyOutputs("dataclass"), image()
 
