@@ -42,8 +42,9 @@ _BITS = {"bits_activations": "acts", "bits_weights": "wts", "bits_bias": "bias"}
 class Quantizer(QuantizerPreparation, ABC):
     """Base of all quantizers.
 
-    ``bits_activations``, ``bits_weights`` and ``bits_bias`` hold for every module; None leaves it in floating point.
-    ``overrides`` maps patterns over module names to other bits, and to settings of what replaces the module::
+    ``bits_activations``: bits of activations, wherever no override says otherwise; None leaves them in floating point.
+    ``bits_weights``: the same for weights. ``bits_bias``: the same for biases. ``overrides`` maps patterns over module
+    names to other bits, and to settings of what replaces the module::
 
         overrides:
           conv1: {bits_weights: null, bits_activations: null}   # leave it alone

@@ -56,13 +56,14 @@ class LSQQuantizer(Quantizer):
     """Learned step size quantization of weights and of the outputs of activation modules.
 
     Source: S. K. Esser et al., "Learned Step Size Quantization", ICLR 2020, https://arxiv.org/abs/1902.08153. With
-    ``v = x / s``: ``round(clamp(v, Qn, Qp)) * s``, where ``s`` is a parameter: ``weight_step`` in each layer (one, or
-    with ``per_channel_wts`` one for each output channel), ``step`` in each activation. Activations after ReLU are
-    unsigned. Steps start at ``2 * mean|x| / sqrt(Qp)``: of the weights when quantization begins to act, of the first
-    batch of activations. For a step of 0.25 and 3 bits ``w = [0.3, 9]`` becomes ``[0.25, 0.75]``.
+    ``v = x / s``: ``round(clamp(v, Qn, Qp)) * s``, where ``s`` is a parameter: ``weight_step`` in each layer and
+    ``step`` in each activation. Activations after ReLU are unsigned. Steps start at ``2 * mean|x| / sqrt(Qp)``: of the
+    weights when quantization begins to act, of the first batch of activations. For a step of 0.25 and 3 bits
+    ``w = [0.3, 9]`` becomes ``[0.25, 0.75]``.
 
-    ``step_decay``: weight decay of the steps, which are a parameter group of their own. The paper keeps the first and
-    the last layer at 8 bits::
+    ``per_channel_wts``: one step for each output channel of a weight, instead of one for all. ``step_decay``: weight
+    decay of the steps, which are a parameter group of their own. The paper keeps the first and the last layer at 8
+    bits::
 
         quantizers:
           lsq:

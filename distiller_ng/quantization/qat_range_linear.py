@@ -81,9 +81,10 @@ class QuantAwareTrainRangeLinearQuantizer(Quantizer):
     ``mode``: ``SYMMETRIC``, ``SYMMETRIC_RESTRICTED``, ``ASYMMETRIC_UNSIGNED`` or ``ASYMMETRIC_SIGNED``, for both, or
     ``{activations: ASYMMETRIC_UNSIGNED, weights: SYMMETRIC_RESTRICTED}`` (what runs fastest as int8 on x86).
     ``ema_decay`` of the ranges; ``per_channel_wts``: a range for each output channel of a weight. ``quantize_inputs``:
-    also quantize what goes into the model, with ``num_bits_inputs`` (default: ``bits_activations``). ``fold_bn``: what
-    is quantized are weights with the batch norm behind their layer folded in, as they will be deployed
-    (:class:`SimulatedFoldedBatchNorm`; which norm follows which layer is seen on the example inputs, or by tracing)::
+    also quantize what goes into the model. ``num_bits_inputs``: bits of that, by default those of the activations.
+    ``fold_bn``: what is quantized are weights with the batch norm behind their layer folded in, as they will be
+    deployed (:class:`SimulatedFoldedBatchNorm`; which norm follows which layer is seen on the example inputs, or by
+    tracing)::
 
         quantizers:
           linear_quantizer:

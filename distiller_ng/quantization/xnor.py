@@ -31,9 +31,10 @@ class XNORQuantizer(Quantizer):
     value is within ``-1 .. 1``. ``alpha`` starts at the mean magnitude of each filter's weights when quantization
     begins to act. ``w = [-0.5, 0.1]`` with inputs ``[2, 3]`` gives ``(-1 + 1) * 0.3 = 0``.
 
-    ``bits_activations: null`` leaves the inputs as they are (binary weights only). Leave the first and the last layer
-    in floating point, and put no ReLU before a binary layer: after it nothing is negative. Weights that are exactly 0
-    (pruned) count as 0. A layer's bias is scaled with its output::
+    ``bits_activations``: 1, or null to leave the layers' inputs as they are (binary weights only). ``bits_weights``: 1,
+    or null to leave a layer alone. Leave the first and the last layer in floating point, and put no ReLU before a
+    binary layer: after it nothing is negative. Weights that are exactly 0 (pruned) count as 0. A layer's bias is scaled
+    with its output::
 
         quantizers:
           xnor:
