@@ -19,10 +19,10 @@ MODEL_FAILURES: tuple[type[Exception], ...] = (
 _NOT_THEIRS = (str(Path(torch.__file__).parent), str(Path(__file__).parent.parent), "<")
 
 
-def failed_at(model: nn.Module, error: BaseException) -> str:
-    """``RuntimeError: shape ... is invalid, in module 'attn', model.py:12 (x = x.view(2, 8))``.
+def failed_at(model: nn.Module, error: BaseException) -> tuple[str, str]:
+    """``("RuntimeError: shape ... is invalid, in module 'attn', model.py:12 (x = x.view(2, 8))", "attn")``.
 
-    The innermost line of the user's code, and the module whose forward it is part of.
+    The innermost line of the user's code, and the module whose forward it is part of ("": the model itself).
     """
     found, line = error.__traceback__, ""
     module: nn.Module | None = None
@@ -34,7 +34,7 @@ def failed_at(model: nn.Module, error: BaseException) -> str:
     name = next((name for name, other in model.named_modules() if other is module), None)
     first = next((text.strip() for text in str(error).splitlines() if text.strip()), "")
     where = f", in module {name!r}" if name else ""
-    return f"{type(error).__name__}: {first}{where}{line}"
+    return f"{type(error).__name__}: {first}{where}{line}", name or ""
 
 
 def _line(found: TracebackType) -> str:

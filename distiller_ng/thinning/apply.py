@@ -15,7 +15,7 @@ from distiller_ng.errors import GraphError, listed
 from distiller_ng.graph._failures import MODEL_FAILURES, failed_at
 from distiller_ng.graph.changes import record_change
 from distiller_ng.graph.inputs import ExampleInputs, ExampleInputsLike, as_example_inputs
-from distiller_ng.names import unwrap
+from distiller_ng.names import canonical_name, unwrap
 from distiller_ng.thinning.cutting import Journal, check_cuts, cut_tensors, tensors_of
 from distiller_ng.thinning.folding import fold_constants
 from distiller_ng.thinning.plan import ThinningPlan
@@ -120,7 +120,7 @@ def _cut(
     norms = update_bare_norms(model, plan.resized, journal)
     expected, verify = check
     limit = tolerance_of(model) if verify and plan.exact else float("inf")
-    problems: list[str] = []
+    problems: list[tuple[str, str]] = []
 
     def works() -> bool:
         try:
@@ -129,22 +129,24 @@ def _cut(
             problems.append(failed_at(model, failure))
             return False
         if not error <= limit or error == float("inf"):
-            problems.append(f"its outputs are off by {error:.2g}, allowed is {limit:.2g}")
+            problems.append((f"its outputs are off by {error:.2g}, allowed is {limit:.2g}", ""))
             return False
         return True
 
     changed = settle_integers(model, plan.resized, done, works, journal)
     if changed is None:
-        raise GraphError(_failure(plan, problems[0]))
+        raise GraphError(_failure(plan, *problems[0]))
     return {**norms, **changed}, replaced
 
 
-def _failure(plan: ThinningPlan, problem: str) -> str:
+def _failure(plan: ThinningPlan, problem: str, module: str) -> str:
     asked = f" of {listed(plan.asked_by, limit=4)}" if plan.asked_by else ""
+    there = [cut.tensor for cut in plan.cuts if module and cut.tensor.startswith(canonical_name(module) + ".")]
+    named = f" ({listed(dict.fromkeys(there), limit=4)})" if there else ""
     return (
         f"the model does not work without the planned channels{asked}, so nothing was changed: {problem}. Take the "
         "size from the tensor itself (x.shape, or -1) or from an attribute of the module, or leave the layers there "
-        "out of the targets"
+        f"out of the targets{named}"
     )
 
 

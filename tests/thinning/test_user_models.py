@@ -19,7 +19,7 @@ from distiller_ng.graph.dependency import DependencyGraph
 REFUSED = {
     "generator": "view(-1, 12, 2, 3)",  # a number in the code cannot follow
     "literal_view": "view(-1, 8 * 48)",
-    "vit": "in module 'blocks.0.attn'",  # c // num_heads: the code takes a head's size from the model's width
+    "vit": "out of the targets (blocks.0.attn.qkv.weight, blocks.0.attn.qkv.bias, blocks.0.attn.proj.weight)",  # c // num_heads: the code takes a head's size from the model's width
     "vit_fused": "in module 'blocks.0.attn'",
     "swin": "in module",
     "data_dependent": "x.relu() if x.sum() > 0 else x",
