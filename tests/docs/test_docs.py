@@ -25,15 +25,26 @@ from distiller_ng.apputils.image_classifier import init_classifier_compression_a
 from distiller_ng.checkpoint import TRANSFORMS
 from distiller_ng.config.kinds import KINDS
 from distiller_ng.errors import ScheduleError, ScheduleWarning
+from distiller_ng.graph.walker import RULES
 from distiller_ng.knowledge_distillation import DISTILLATION_LOSSES
 from distiller_ng.learning_rate import LR_SCHEDULERS
 from distiller_ng.models import _zoo, create_model, factory
 from distiller_ng.ops import dataset_shapes
 from distiller_ng.pruning.base import PRUNERS
+from distiller_ng.pruning.importance import IMPORTANCES
 from distiller_ng.pruning.sparsity_schedules import SPARSITY_SCHEDULES, as_schedule
 from distiller_ng.regularization import REGULARIZERS
 
-REGISTRIES = (DATASETS, DISTILLATION_LOSSES, LR_SCHEDULERS, PRUNERS, REGULARIZERS, SPARSITY_SCHEDULES, TRANSFORMS)
+REGISTRIES = (
+    DATASETS,
+    DISTILLATION_LOSSES,
+    IMPORTANCES,
+    LR_SCHEDULERS,
+    PRUNERS,
+    REGULARIZERS,
+    SPARSITY_SCHEDULES,
+    TRANSFORMS,
+)
 ALL = pages()
 SCHEDULES = [f for page in ALL for f in page.fragments if f.language == "yaml"]
 
@@ -52,6 +63,8 @@ def sandbox(tmp_path, monkeypatch):
         monkeypatch.setenv(name, value)
     level = logging.getLogger("distiller_ng").level
     yield tmp_path
+    for name in [name for name, rule in RULES.items() if rule.__module__ == "docs_page"]:
+        del RULES[name]
     close_pylogger()
     logging.getLogger("distiller_ng").setLevel(level)
 
