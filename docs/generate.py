@@ -1,4 +1,4 @@
-"""Writes the reference pages of pruners, regularizers and learning rates from the library's own docstrings.
+"""Writes the reference pages of everything a schedule can name from the library's own docstrings.
 
 ``python docs/generate.py`` rewrites what follows the marker on each page, ``--check`` only says which page is stale
 (exit code 1). What stands before the marker is written by hand.
@@ -12,6 +12,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -122,9 +123,9 @@ def _targets(text: str) -> str:
     return f"At progress 0, 0.25, 0.5, 0.75 and 1 this is {values}."
 
 
-def regularizers() -> str:
-    """Every registered regularizer."""
-    return "\n\n".join(_section(names, found) for names, found in by_class("regularizers"))
+def components(section: str) -> str:
+    """Every registered class of a section."""
+    return "\n\n".join(_section(names, found) for names, found in by_class(section))
 
 
 def learning_rates() -> str:
@@ -173,8 +174,11 @@ def _lr_arguments(found: ComponentClass) -> str:
 
 PAGES: Mapping[str, Callable[[], str]] = {
     "pruners.md": pruners,
-    "regularizers.md": regularizers,
+    "regularizers.md": partial(components, "regularizers"),
     "learning-rates.md": learning_rates,
+    "extensions.md": partial(components, "extensions"),
+    "distillers.md": partial(components, "distillers"),
+    "quantizers.md": partial(components, "quantizers"),
 }
 
 
