@@ -83,7 +83,9 @@ def read_checkpoint(path: PathLike) -> Checkpoint:
     refuse_unsupported(content, source)
     try:
         return _parse(content, source)
-    except (KeyError, TypeError, AttributeError) as error:
+    except CheckpointError as error:
+        raise CheckpointError(f"{source}: damaged: {error}") from error
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise CheckpointError(f"{source}: damaged: {type(error).__name__}: {error}") from error
 
 

@@ -7,6 +7,7 @@ import pickle
 import re
 import secrets
 import shutil
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
@@ -35,6 +36,8 @@ _UNREADABLE = (
     OSError,
     OverflowError,
     MemoryError,
+    zipfile.BadZipFile,
+    NotImplementedError,
 )
 
 
@@ -118,11 +121,36 @@ def read_file(path: PathLike) -> dict[str, Any]:
     try:
         with torch.serialization.safe_globals(placeholders_for(file)):
             content = torch.load(file, map_location="cpu", weights_only=True)
+        _check_sums(file)
     except _UNREADABLE as error:
         raise CheckpointError(f"{file}: {_reason(error)}") from error
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{file}: holds a {type(content).__name__}, not the dictionary of a checkpoint")
     return dict(content)
+
+
+def _check_sums(file: Path) -> None:
+    """Raise ``ValueError`` where bytes of a member changed since it was written; torch itself does not look.
+
+    Torch can be told to write no checksums (``set_crc32_options(False)``): then none fits, and nothing is known.
+    """
+    if not zipfile.is_zipfile(file):
+        return
+    with zipfile.ZipFile(file) as archive:
+        members = [member for member in archive.infolist() if member.file_size]
+        damaged = [member.filename for member in members if not _is_whole(archive, member)]
+    if damaged and len(damaged) < len(members):
+        raise ValueError(f"bytes of {damaged[0]!r} changed since it was written")
+
+
+def _is_whole(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bool:
+    try:
+        with archive.open(member) as stream:
+            while stream.read(1 << 20):
+                pass
+    except zipfile.BadZipFile:
+        return False
+    return True
 
 
 def _reason(error: BaseException) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
+from distiller_ng.checkpoint._undo import Undo
 from distiller_ng.checkpoint.contents import Checkpoint, read_checkpoint
 from distiller_ng.checkpoint.files import PathLike
 from distiller_ng.checkpoint.optimizers import check_optimizer, rebuild_optimizer
@@ -28,6 +29,8 @@ logger = logging.getLogger(__name__)
 ModelFactory: TypeAlias = "Callable[[str, str], nn.Module]"
 Loaded: TypeAlias = "tuple[nn.Module, CompressionScheduler | None, Optimizer | None, int]"
 
+#: What reading a state raises whose values are of other types or shapes than they were saved with.
+UNREADABLE_STATE = (KeyError, IndexError, TypeError, AttributeError, ValueError, RuntimeError)
 # Written since torch 0.4.1 only; an older file loads without it.
 _OPTIONAL_SUFFIX = "num_batches_tracked"
 
@@ -106,24 +109,28 @@ def restore(
     else:
         _check_arch(checkpoint, model)
     if len(checkpoint.record):
-        # Structure and weights are tried on a copy first: whatever does not fit leaves the caller's model alone.
-        _fitting(checkpoint, checkpoint.record.replay(copy.deepcopy(unwrap(model))), strict=strict)
-        model = checkpoint.record.replay(model)
-    weights = _fitting(checkpoint, model, strict=strict)
-    if not lean:
-        _check_rest(checkpoint, model, optimizer, scheduler)
-        scheduler = _restore_scheduler(checkpoint, model, scheduler, restore_position)
+        # Structure and weights are tried on a copy first: a transform that fails half-way leaves the model alone.
+        changed = checkpoint.record.replay(copy.deepcopy(unwrap(model)))
+        _fitting(checkpoint, changed, strict=strict)
+        _refuse_buckets(checkpoint, model, changed)
+    undo = Undo(model, optimizer)
+    finished = False
+    try:
+        if len(checkpoint.record):
+            model = checkpoint.record.replay(model)
+        weights = _fitting(checkpoint, model, strict=strict)
+        if not lean:
+            optimizer = _restore_optimizer(checkpoint, model, optimizer, scheduler)
+            scheduler = _restore_scheduler(checkpoint, model, scheduler, restore_position)
+        finished = True
+    finally:
+        if not finished:
+            undo.run()
     unwrap(model).load_state_dict(weights, strict=False)
     if model_device is not None:
         model.to(model_device)
     if lean:
         return model, None, None, 0
-    if optimizer is None:
-        optimizer = rebuild_optimizer(
-            model, kind=checkpoint.optimizer_type, state=checkpoint.optimizer_state, names=checkpoint.optimizer_names
-        )
-    elif checkpoint.optimizer_state is not None:
-        optimizer.load_state_dict(dict(checkpoint.optimizer_state))
     logger.info("Loaded %s: weights, and %s", checkpoint.path, _rest(checkpoint))
     return model, scheduler, optimizer, checkpoint.start_epoch
 
@@ -173,24 +180,42 @@ def _misshapen(given: Mapping[str, Any], wanted: Mapping[str, tuple[str, Any]]) 
     found = []
     for name, (_, mine) in wanted.items():
         theirs = given.get(name)
-        if isinstance(mine, Tensor) and isinstance(theirs, Tensor) and not is_lazy(mine) and mine.shape != theirs.shape:
+        if isinstance(mine, Tensor) and name in given and not isinstance(theirs, Tensor):
+            found.append(f"{name} is a {type(theirs).__name__}, the model's a tensor")
+        elif (
+            isinstance(mine, Tensor) and isinstance(theirs, Tensor) and not is_lazy(mine) and mine.shape != theirs.shape
+        ):
             found.append(f"{name} is {list(theirs.shape)}, the model's {list(mine.shape)}")
     return [f"{len(found)} of another shape: {listed(found, limit=5)}"] if found else []
 
 
-def _check_rest(
+def _refuse_buckets(checkpoint: Checkpoint, model: nn.Module, changed: nn.Module) -> None:
+    shapes = ([parameter.shape for parameter in each.parameters()] for each in (unwrap(model), changed))
+    if isinstance(model, nn.parallel.DistributedDataParallel) and next(shapes) != next(shapes):
+        raise CheckpointError(
+            f"{checkpoint.path}: changes the model's structure, and DistributedDataParallel has sized its gradient "
+            "buckets already: load into the bare model on every rank, then wrap it"
+        )
+
+
+def _restore_optimizer(
     checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer | None, scheduler: CompressionScheduler | None
-) -> None:
+) -> Optimizer | None:
     if scheduler is not None and unwrap(scheduler.model) is not unwrap(model):
         raise CheckpointError("the scheduler belongs to another model than the one to load into")
-    if optimizer is not None and checkpoint.optimizer_state is not None:
-        check_optimizer(
-            optimizer,
-            model,
-            kind=checkpoint.optimizer_type,
-            state=checkpoint.optimizer_state,
-            names=checkpoint.optimizer_names,
-        )
+    kind, state, names = checkpoint.optimizer_type, checkpoint.optimizer_state, checkpoint.optimizer_names
+    try:
+        if optimizer is None:
+            return rebuild_optimizer(model, kind=kind, state=state, names=names)
+        if state is not None:
+            check_optimizer(optimizer, model, kind=kind, state=state, names=names)
+            optimizer.load_state_dict(dict(state))
+    except CheckpointError:
+        raise
+    except UNREADABLE_STATE as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"{checkpoint.path}: optimizer state is damaged: {reason}") from error
+    return optimizer
 
 
 def _restore_scheduler(
@@ -206,7 +231,9 @@ def _restore_scheduler(
     restored = scheduler if scheduler is not None else LoadedScheduler(model, owed)
     try:
         restored.load_state_dict(state, restore_position=exact)
-    except (KeyError, TypeError, AttributeError) as error:
+    except CheckpointError:
+        raise
+    except UNREADABLE_STATE as error:
         reason = f"{type(error).__name__}: {error}"
         raise CheckpointError(f"{checkpoint.path}: scheduler state is damaged: {reason}") from error
     return restored

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from distiller_ng.checkpoint.legacy import placeholder_name
@@ -67,6 +67,26 @@ def check_optimizer(
                     f"the optimizer holds {here!r} where the checkpoint's had {there!r}: give it the parameters in the "
                     "same order"
                 )
+    _check_shapes([parameter for group in optimizer.param_groups for parameter in group["params"]], optimizer, state)
+
+
+def _check_shapes(parameters: Sequence[Tensor], optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+    """Raise :class:`CheckpointError` where one of torch's optimizers would get state of another parameter's shape."""
+    if type(optimizer).__module__.partition(".")[0] != "torch" or isinstance(optimizer, torch.optim.LBFGS):
+        return  # others keep what they like
+    for number, parameter in enumerate(parameters):
+        for key, value in state["state"].get(number, {}).items():
+            if isinstance(value, Tensor) and value.numel() != 1 and not _fits(value, parameter):
+                raise CheckpointError(
+                    f"the checkpoint's optimizer keeps {key!r} of shape {list(value.shape)} for a parameter of shape "
+                    f"{list(parameter.shape)}: the file is damaged or of another model"
+                )
+
+
+def _fits(value: Tensor, parameter: Tensor) -> bool:
+    """Whether the shapes are the same, apart from dimensions a statistic was taken over (Adafactor)."""
+    same = (mine in (theirs, 1) for mine, theirs in zip(value.shape, parameter.shape))
+    return value.dim() == parameter.dim() and all(same)
 
 
 def rebuild_optimizer(
@@ -89,6 +109,7 @@ def rebuild_optimizer(
         logger.warning("the checkpoint's optimizer holds parameters the model does not have: pass optimizer=")
         return None
     optimizer: Optimizer = cls(groups, lr=1.0)  # type: ignore[call-arg]
+    _check_shapes([parameter for group in optimizer.param_groups for parameter in group["params"]], optimizer, state)
     optimizer.load_state_dict(dict(state))
     return optimizer
 

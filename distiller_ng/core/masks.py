@@ -193,6 +193,10 @@ class MaskRegistry(MutableMapping[str, ParameterMasker]):
             for owner, mask in saved["owners"].items():
                 if list(mask.shape) != shape:
                     raise CheckpointError(f"mask of {name!r} by {owner!r} is {list(mask.shape)}, the weight {shape}")
+        self.put_back(state)
+
+    def put_back(self, state: Mapping[str, Any]) -> None:
+        """:meth:`load_state_dict` without looking at shapes: whoever calls it puts the parameters back too."""
         for name, masker in self._maskers.items():
             masker.load_state_dict(state.get(name), like=self.parameters[name])
         self._pending = {name: None for name, masker in self._maskers.items() if masker.is_pending}

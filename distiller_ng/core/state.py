@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -18,6 +19,8 @@ from distiller_ng.errors import CheckpointError, did_you_mean
 __all__ = ["STATE_VERSION", "StatefulScheduler"]
 
 STATE_VERSION = 1
+# What reading a state raises whose values are of other types or shapes than they were saved with.
+_DAMAGED = (KeyError, IndexError, TypeError, AttributeError, ValueError, RuntimeError)
 
 logger = logging.getLogger(__name__)
 
@@ -83,17 +86,18 @@ class StatefulScheduler(HookDriver):
         if state["version"] != STATE_VERSION:
             raise CheckpointError(f"scheduler state version {state['version']}, this library reads {STATE_VERSION}")
         self._follow_model()
-        before = self.masks.state_dict()
-        self.masks.load_state_dict(state["masks"])
+        undo = self._undo()
+        finished = False
         try:
-            load_entries(self._entries, state["policies"])
+            self._restore(state)
+            finished = True
         except CheckpointError:
-            self.masks.load_state_dict(before)
             raise
-        self.graph.load_state_dict(state.get("example_inputs"))
-        self._restore_position(state)
-        if self._lifecycle.phase != "idle":
-            self._observe_again(state["policies"])
+        except _DAMAGED as error:
+            raise CheckpointError(f"the scheduler state is damaged: {type(error).__name__}: {error}") from error
+        finally:
+            if not finished:
+                undo()
 
     def init_from_masks_dict(
         self,
@@ -121,6 +125,31 @@ class StatefulScheduler(HookDriver):
         """Where and how a loop of your own must continue after ``load_state_dict``; None without one."""
         return self._resume
 
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        self.masks.load_state_dict(state["masks"])
+        load_entries(self._entries, state["policies"])
+        self.graph.load_state_dict(state.get("example_inputs"))
+        self._restore_position(state)
+        if self._lifecycle.phase != "idle":
+            self._observe_again(state["policies"])
+
+    def _undo(self) -> Callable[[], None]:
+        """What puts everything back that :meth:`_restore` changes."""
+        attributes, lifecycle = dict(self.__dict__), copy.copy(self._lifecycle)
+        masks, steps, inputs = self.masks.state_dict(), self.masks.steps, self.graph.example_inputs
+        entries = [entry.state_dict() for entry in self._entries]
+
+        def undo() -> None:
+            self.__dict__.update({**attributes, "_lifecycle": lifecycle})
+            self.masks.put_back(masks)
+            self.masks.steps = steps
+            if self.graph.example_inputs is not inputs:
+                self.graph.example_inputs = inputs
+            for entry, before in zip(self._entries, entries, strict=True):
+                entry.load_state_dict(before)
+
+        return undo
+
     def _generator_states(self) -> dict[str, Tensor]:
         """The state of the loader's own generators."""
         return {name: generator.get_state() for name, generator in self._generators.items()}
@@ -134,6 +163,8 @@ class StatefulScheduler(HookDriver):
 
     def _restore_position(self, state: Mapping[str, Any]) -> None:
         loop = state["loop"]
+        for part in ("python", "numpy", "torch", "cuda"):
+            state["rng"][part]  # damaged states fail here, not when the run goes on
         self._lifecycle.load_state_dict(state["lifecycle"])
         life = self._lifecycle
         self.accumulation_steps = loop["accumulation_steps"]

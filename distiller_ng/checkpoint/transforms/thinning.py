@@ -28,7 +28,7 @@ class Thinning(StructuralTransform):
 
     def apply(self, model: nn.Module, config: Mapping[str, Any], metadata: Mapping[str, Any]) -> nn.Module:
         """Thin ``model`` in place; raises :class:`CheckpointError` for one that was thinned otherwise."""
-        steps = list(config["steps"])
+        steps = _steps(config)
         done = changes_of(model)
         if [_essence(step) for step in done] != [_essence(step) for step in steps[: len(done)]]:
             raise CheckpointError(
@@ -48,6 +48,16 @@ class Thinning(StructuralTransform):
         """The steps a model went through; None for one that was never thinned."""
         steps = changes_of(model)
         return RecordEntry("thinning", {"steps": steps}) if steps else None
+
+
+def _steps(config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    steps = config.get("steps")
+    whole = isinstance(steps, list) and all(
+        isinstance(step, Mapping) and "transform" in step and isinstance(step.get("config"), Mapping) for step in steps
+    )
+    if not isinstance(steps, list) or not whole:
+        raise CheckpointError("the checkpoint's list of thinning steps is damaged")
+    return [dict(step) for step in steps]
 
 
 def _essence(step: Mapping[str, Any]) -> tuple[Any, Any]:
