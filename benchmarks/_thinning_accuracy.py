@@ -72,7 +72,7 @@ def ours(model: nn.Module, budget: float, images: Tensor, labels: Tensor) -> Non
 
     model.eval()
     prune_structures(
-        model, X, target={"macs": budget}, importance="taylor", max_layer_sparsity=0.75, calibrate=calibrate
+        model, X, target={"macs": budget}, importance="taylor", max_layer_sparsity=0.6, calibrate=calibrate
     )
 
 

@@ -2,11 +2,13 @@
 
     python benchmarks/thinning.py [--quick] [--output benchmarks/results/thinning.json]
 
-Times are process CPU time on one thread, medians of interleaved rounds. Trace, plan and apply are timed apart; Torch-
-Pruning's plan and application are one call. Errors are relative, of eval outputs, against the same model with the same
-channels zeroed; for the peer the entries it removed are found by comparing weights. ``latency`` is time before over
-time after, eager, batch 16. A model a tool fails on is listed with the reason. Accuracy after fine-tuning is measured by
-``--accuracy`` on Fashion-MNIST, with the same budget, epochs and data order for both.
+Times are process CPU time on one thread, medians of rounds, after one trace that loads torch's exporter (reported as
+``thinning.first_trace``). Trace, plan and apply are timed apart (apply includes the four forward passes that compare
+outputs); Torch-Pruning's plan and application are one call, and as it takes a ratio of channels and no budget, its users
+search: ``search_s`` is a bisection in six steps. ``total_s`` is the way to the budget without knowing the ratio. Errors
+are relative, of eval outputs, against the same model with the same channels zeroed (ours only: the peer does not say
+what it removed). ``latency`` is time before over time after, eager, batch 16. A model a tool fails on is listed with
+the reason. ``--accuracy`` fine-tunes ResNet-20 on Fashion-MNIST, with the same MACs, epochs and data order for both.
 """
 
 from __future__ import annotations
@@ -56,9 +58,9 @@ def ours(model: nn.Module, x: Tensor) -> dict[str, Any]:
 
 
 def theirs(model: nn.Module, x: Tensor) -> dict[str, Any]:
-    """Torch-Pruning with the ratio that reaches the budget, found by bisection on copies outside the timing."""
-    ratio = ratio_for_budget(model, x)
-    return {"ratio": ratio, **prune_theirs(model, x, ratio)}
+    """Torch-Pruning, with the ratio of channels that reaches the budget, found by bisection on copies."""
+    search_s, ratio = timed(lambda: ratio_for_budget(model, x))
+    return {"ratio": ratio, "search_s": search_s, **prune_theirs(model, x, ratio)}
 
 
 def prune_theirs(model: nn.Module, x: Tensor, ratio: float, uniform: bool = False) -> dict[str, Any]:
@@ -145,7 +147,8 @@ def rounded(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def structure(names: list[str], rounds: int) -> list[dict[str, Any]]:
-    lines = []
+    cold, _ = timed(lambda: ModelGraph(nn.Linear(2, 2), torch.zeros(1, 2)).dependency())
+    lines = [report("thinning.first_trace", float(f"{cold:.4g}"), "s", {}, "under 5, once in a process", cold < 5)]
     failed: dict[str, list[str]] = {"distiller_ng": [], "torch-pruning": []}
     for name in names:
         mine, peer = rounded(measure(name, ours, rounds)), rounded(measure(name, theirs, rounds))
@@ -154,11 +157,10 @@ def structure(names: list[str], rounds: int) -> list[dict[str, Any]]:
         if "fails" in peer:
             failed["torch-pruning"].append(name)
         total = sum(mine.get(key, 0.0) for key in ("trace_s", "plan_s", "apply_s"))
-        theirs_total = peer.get("trace_s", 0.0) + peer.get("plan_and_apply_s", 0.0)
+        theirs_total = sum(peer.get(key, 0.0) for key in ("search_s", "trace_s", "plan_and_apply_s"))
         exact = "fails" not in mine and mine["error"] <= 1e-4 and abs(mine["macs"] - BUDGET) <= 0.02 * BUDGET + 1e-9
-        goal = "half the MACs within 2 %, error <= 1e-4" + ("" if "fails" in peer else ", planned and applied faster")
-        work = mine.get("plan_s", 0.0) + mine.get("apply_s", 0.0)
-        faster = "fails" in peer or work <= peer["plan_and_apply_s"]
+        goal = "half the MACs within 2 %, error <= 1e-4" + ("" if "fails" in peer else ", at the budget sooner")
+        faster = "fails" in peer or total <= theirs_total
         value = {**mine, "total_s": round(total, 4)}
         peers = {"torch-pruning": {**peer, "total_s": round(theirs_total, 4)}}
         lines.append(report(f"thinning.{name}", value, "s, ratios", peers, goal, exact and faster))
