@@ -120,8 +120,14 @@ def restore(
             model = checkpoint.record.replay(model)
         weights = _fitting(checkpoint, model, strict=strict)
         if not lean:
-            optimizer = _restore_optimizer(checkpoint, model, optimizer, scheduler)
-            scheduler = _restore_scheduler(checkpoint, model, scheduler, restore_position)
+            _check_model(scheduler, model)
+            # What policies train beside the model joins the optimizer with the schedule's state.
+            has_late = scheduler is not None and restore_position and _lacks_groups(optimizer, checkpoint)
+            if has_late:
+                scheduler = _restore_scheduler(checkpoint, model, scheduler, restore_position)
+            optimizer = _restore_optimizer(checkpoint, model, optimizer)
+            if not has_late:
+                scheduler = _restore_scheduler(checkpoint, model, scheduler, restore_position)
         finished = True
     finally:
         if not finished:
@@ -198,11 +204,17 @@ def _refuse_buckets(checkpoint: Checkpoint, model: nn.Module, changed: nn.Module
         )
 
 
-def _restore_optimizer(
-    checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer | None, scheduler: CompressionScheduler | None
-) -> Optimizer | None:
+def _check_model(scheduler: CompressionScheduler | None, model: nn.Module) -> None:
     if scheduler is not None and unwrap(scheduler.model) is not unwrap(model):
         raise CheckpointError("the scheduler belongs to another model than the one to load into")
+
+
+def _lacks_groups(optimizer: Optimizer | None, checkpoint: Checkpoint) -> bool:
+    saved = (checkpoint.optimizer_state or {}).get("param_groups", ())
+    return optimizer is not None and isinstance(saved, list) and len(optimizer.param_groups) < len(saved)
+
+
+def _restore_optimizer(checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer | None) -> Optimizer | None:
     kind, state, names = checkpoint.optimizer_type, checkpoint.optimizer_state, checkpoint.optimizer_names
     try:
         if optimizer is None:

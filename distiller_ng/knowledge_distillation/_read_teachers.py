@@ -71,6 +71,8 @@ def _source(
             argument=where,
         )
     if entry not in teachers:
+        if entry.casefold() == "ema":
+            raise ArgumentError("a moving average needs its decay: teacher: {ema: 0.999}", argument=where)
         hint = did_you_mean(entry, [*teachers, "self"]) if teachers else "No teachers were given"
         raise ArgumentError(
             f"no teacher is called {entry!r}. {hint}: file_config(..., teachers={{{entry!r}: module}}), or write self",

@@ -6,12 +6,14 @@ before a compiled model's first call.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 from torch.utils.hooks import RemovableHandle
 
 from distiller_ng.errors import LifecycleError
@@ -21,6 +23,8 @@ from distiller_ng.names import unwrap
 from distiller_ng.ops.modules import model_find_module
 
 __all__ = ["Call", "Listener", "Recorder", "ambient_autocast", "called_module", "is_compiled", "observe"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,9 @@ class Recorder:
     """Collects what hooks see while it is open; a copy or a pickle of it is empty and closed.
 
     ``needs_grad``: passes without gradients (an evaluation inside a step) are not noted.
+
+    What a layer returned is noted as it was then, though an operation that follows changes it in place, as the ReLU of
+    many networks does: layers for which that happens are copied. One pass over copies shows which those are.
     """
 
     def __init__(self, needs_grad: bool = False) -> None:
@@ -48,6 +55,37 @@ class Recorder:
         self.is_open = False
         self.passes: list[tuple[Any, ...]] = []
         self.features: dict[str, list[Any]] = {}
+        self._changes: dict[str, bool] = {}  # whether the output of a layer is changed in place after it
+        self._originals: list[tuple[str, Tensor, int]] = []  # of this pass: layer, what it returned, version
+
+    def note(self, name: str, output: Any) -> None:
+        """What the layer ``name`` returned."""
+        if torch.compiler.is_compiling():  # a compiler drops the copies that are not needed
+            self.features.setdefault(name, []).append(_copied(output))
+            return
+        self._originals += [(name, t, t._version) for t in tensors_in(output) if not t.is_inference()]
+        self.features.setdefault(name, []).append(_copied(output) if self._changes.get(name, True) else output)
+
+    def note_pass(self, *noted: Any) -> None:
+        """The end of a pass: what the model was given and returned, and the type of autocast."""
+        args, kwargs, output, autocast = noted
+        self.passes.append((args, kwargs, output, self.features, autocast))
+        self.features = {}
+        if not torch.compiler.is_compiling():
+            self._learn()
+
+    def _learn(self) -> None:
+        """Which layers' outputs have changed since they were returned."""
+        originals, self._originals = self._originals, []
+        changed = {name for name, tensor, version in originals if tensor._version != version}
+        for name in dict.fromkeys(name for name, _, _ in originals):
+            if name in changed and self._changes.get(name) is False:
+                logger.warning(
+                    "the output of layer %s was changed in place for the first time: this step compares what it was "
+                    "changed to, later ones what the layer returns",
+                    name,
+                )
+            self._changes[name] = name in changed or self._changes.get(name, False)
 
     def open(self) -> None:
         """Forget everything and begin to note."""
@@ -63,6 +101,7 @@ class Recorder:
         """Release what was noted."""
         self.passes = []
         self.features = {}
+        self._originals = []
 
     def calls(self) -> list[Call]:
         """The forward passes noted so far."""
@@ -85,7 +124,7 @@ class _LayerHook:
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         recorder = self.recorder
         if recorder.is_open and (torch.is_grad_enabled() or not recorder.needs_grad):
-            recorder.features.setdefault(self.name, []).append(output)
+            recorder.note(self.name, output)
 
 
 class _ModelHook:
@@ -98,8 +137,7 @@ class _ModelHook:
         recorder = self.recorder
         if recorder.is_open and (torch.is_grad_enabled() or not recorder.needs_grad):
             autocast = None if torch.compiler.is_compiling() else ambient_autocast(output)
-            recorder.passes.append((args, kwargs, output, recorder.features, autocast))
-            recorder.features = {}
+            recorder.note_pass(args, kwargs, output, autocast)
 
 
 class Listener:
@@ -197,6 +235,10 @@ def called_module(model: nn.Module) -> nn.Module:
     ):
         model = model.module
     return model
+
+
+def _copied(output: Any) -> Any:
+    return output.clone() if isinstance(output, Tensor) else pytree.tree_map_only(Tensor, Tensor.clone, output)
 
 
 def is_compiled(model: nn.Module) -> bool:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from distiller_ng.errors import CheckpointError
+from distiller_ng.knowledge_distillation.structures import tensors_in
 from distiller_ng.knowledge_distillation.teachers import TeacherSource
 from distiller_ng.names import strip_wrappers, unwrap
 
@@ -83,13 +84,23 @@ class OwnTeacher(TeacherSource):
         _restore_sizes_(module)
 
     def _take(self, student: nn.Module) -> nn.Module:
-        module = copy.deepcopy(unwrap(student)).requires_grad_(False)
+        bare = unwrap(student)
+        module = copy.deepcopy(bare, _computed_in(bare)).requires_grad_(False)
         module.zero_grad(set_to_none=True)
         if self.decay is not None and any(p.dtype in _HALF for p in module.parameters()):
             module.float()  # steps of 0.1 % are lost in half precision
         self.module = module.eval()
         self._listen(module)
         return module
+
+
+def _computed_in(module: nn.Module) -> dict[int, Any]:
+    """Copies of tensors that modules keep of their last pass, which belong to its graph and cannot be deep-copied.
+
+    ``torch.nn.utils.weight_norm`` and ``spectral_norm`` keep the weight they compute.
+    """
+    held = (value for part in module.modules() for value in vars(part).values())
+    return {id(t): t.detach().clone() for value in held for t in tensors_in(value) if not t.is_leaf}
 
 
 def _replace_(module: nn.Module, old: Tensor, value: Tensor) -> None:

@@ -45,13 +45,17 @@ class Projections:
     def fit(self, key: str, student: Tensor, teacher: Tensor, alignment: Alignment) -> bool:
         """Make the projection that ``key`` needs for these features; True if there is a new one.
 
-        One that no longer fits, because the student was thinned, is made anew. Raises :class:`ArgumentError` for shapes
-        that no projection brings together.
+        One that no longer fits, because student or teacher was thinned, is made anew. Raises :class:`ArgumentError` for
+        shapes that no projection brings together.
         """
         if key in self._inputs:
             dim, size = self._inputs[key]
             fits = student.dim() > dim and student.shape[dim] == size
-            if fits and (key in self.modules or not projection_dim(student.shape, teacher.shape, alignment)):
+            if key in self.modules:
+                fits = fits and teacher.dim() > dim and teacher.shape[dim] == _weight(self.modules[key]).shape[0]
+            elif fits:
+                fits = not projection_dim(student.shape, teacher.shape, alignment)
+            if fits:
                 return False
         dim = projection_dim(student.shape, teacher.shape, alignment)
         if key in self.modules:

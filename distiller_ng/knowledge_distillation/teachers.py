@@ -69,7 +69,9 @@ class TeacherSource:
         try:
             with torch.no_grad(), autocast_of(call, dtype):
                 args, kwargs = (call.args, kwargs) if dtype else _in_own_type(module, call.args, kwargs)
+                before = _versions(args, kwargs)
                 output = module(*args, **kwargs)
+            self._check_unchanged(before, _versions(args, kwargs))
             noted = recorder.calls()
         finally:
             recorder.close()
@@ -140,6 +142,19 @@ class TeacherSource:
             ) from None
         except ValueError:  # a callable without a signature
             return
+
+    def _check_unchanged(self, before: list[int], after: list[int]) -> None:
+        if before != after:
+            raise ArgumentError(
+                f"teacher {self.name!r} changes its inputs in place, which are the student's, too: it would learn from "
+                "other data. Let the teacher work on a copy (x = x * 2 instead of x *= 2)",
+                argument=("teacher",),
+            )
+
+
+def _versions(*inputs: Any) -> list[int]:
+    """How often each tensor was changed in place."""
+    return [tensor._version for tensor in tensors_in(inputs) if not tensor.is_inference()]
 
 
 def _device(module: nn.Module) -> torch.device | None:

@@ -204,6 +204,20 @@ def test_kinds_values_and_state_of_projections(student, teacher, kind):
     assert other.modules["a"].weight is kept and torch.equal(kept, module.weight)
 
 
+@pytest.mark.parametrize(("channels", "kind"), [(2, None), (5, [5, 2, 1, 1])])
+def test_a_teacher_of_another_size_makes_the_projection_anew(channels, kind):
+    projections, student = Projections(), torch.zeros(1, 2, 3, 3)
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=0.1)
+    projections.fit("a", student, torch.zeros(1, 4, 3, 3), "shape")
+    projections.join_(optimizer)
+    assert projections.fit("a", student, torch.zeros(1, channels, 3, 3), "shape") is (kind is not None)
+    projections.join_(optimizer)
+    assert [list(p.shape) for p in projections.parameters()] == ([] if kind is None else [kind])
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == (1 if kind is None else 2)
+    assert projections.apply("a", student).shape[1] == channels
+
+
 def test_features_that_need_none():
     projections = Projections()
     assert not projections.fit("a", T, T, "shape")

@@ -278,3 +278,30 @@ def test_a_student_without_parameters_gives_no_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         Policy(nn.Flatten(), net())
+
+
+def test_a_teacher_that_changes_its_inputs_in_place(pair):
+    class Scales(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            x *= 2
+            return self.inner(x)
+
+    student, teacher = pair
+    scheduler = begin(student, Policy(student, Scales(teacher)))
+    with pytest.raises(distiller.ArgumentError, match="teacher 'teacher' changes its inputs in place"):
+        student(X.clone())
+    scheduler.finish()
+
+
+def test_a_moving_average_without_its_decay(pair):
+    student, teacher = pair
+    definition = {
+        "distillers": {"kd": {"class": "KnowledgeDistiller", "teacher": "ema"}},
+        "policies": [{"distiller": {"instance_name": "kd"}, "starting_epoch": 0, "ending_epoch": 2}],
+    }
+    with pytest.raises(distiller.ScheduleError, match=r"needs its decay: teacher: \{ema: 0.999\}"):
+        distiller.dict_config(student, None, definition, teachers={"big": teacher})

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 import distiller_ng as distiller
+from distiller_ng.knowledge_distillation.capture import Listener, Recorder
 from distiller_ng.knowledge_distillation.pairs import attention_weights
 
 WINDOW = {"starting_epoch": 0, "ending_epoch": 4, "frequency": 1}
@@ -385,6 +386,47 @@ def test_layers_of_a_copy_of_itself(parts):
     first = functional.cross_entropy(policy.teacher(x), y) + (initial.relu() - initial).square().mean()
     assert losses[0] == pytest.approx(float(first.detach()), rel=1e-5)
     assert not policy.distiller.projections.modules
+
+
+@pytest.mark.parametrize("backend", [None, "aot_eager"])
+@pytest.mark.parametrize("follows", [nn.ReLU(inplace=True), nn.ReLU()])
+def test_what_follows_a_layer_in_place_does_not_change_what_is_compared(parts, follows, backend):
+    _, _, x, y = parts
+    student, teacher = (nn.Sequential(nn.Conv2d(1, 4, 3), follows, nn.Flatten(), nn.Linear(64, 4)) for _ in range(2))
+    expected = float((features(student, x, 0) - features(teacher, x, 0)).square().mean())
+    called = student if backend is None else torch.compile(student, backend=backend)
+    policy = distiller.KnowledgeDistillationPolicy(called, teacher, 1.0, NOTHING, logits=None, layers=["0"])
+    scheduler = distiller.CompressionScheduler(called)
+    scheduler.add_policy(policy, **WINDOW)
+    scheduler.on_epoch_begin(0)
+    for step in range(3):
+        scheduler.on_minibatch_begin(0, step, 3)
+        loss = functional.cross_entropy(called(x), y)
+        result = scheduler.before_backward_pass(0, step, 3, loss, return_loss_components=True)
+        assert float(result.loss_components[0].value) == pytest.approx(expected, rel=1e-6)
+        result.overall_loss.backward()
+        scheduler.on_minibatch_end(0, step, 3)
+
+
+def test_a_layer_whose_output_is_changed_in_place_only_now_and_then_is_told(caplog):
+    class Sometimes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.is_active = nn.Linear(2, 2), False
+
+        def forward(self, x):
+            out = self.first(x)
+            return out.mul_(0) if self.is_active else out * 0
+
+    model, recorder = Sometimes(), Recorder()
+    Listener(model, recorder, ["first"]).install()
+    recorder.open()
+    for is_active in (False, True, True):
+        model.is_active = is_active
+        model(torch.ones(1, 2))
+    noted = [float(call.features["first"][0].detach().abs().sum()) for call in recorder.calls()]
+    assert noted[0] > 0 and noted[1] == 0 and noted[2] == noted[0]
+    assert "in place for the first time" in caplog.text
 
 
 def test_a_layer_that_is_replaced_is_followed(parts):

@@ -6,6 +6,7 @@ import copy
 import io
 import os
 import pickle
+import warnings
 from datetime import timedelta
 
 import pytest
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import distiller_ng as distiller
 from distiller_ng.apputils import load_checkpoint, save_checkpoint
+from distiller_ng.knowledge_distillation.own_teacher import OwnTeacher
 
 EPOCHS = 3
 
@@ -123,12 +125,12 @@ def test_resume_is_bit_identical(kind, optimizer, killed_after):
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("kind", ["layers", "ema", "mutual"])
-def test_resume_from_a_checkpoint_file(kind, tmp_path):
-    whole = Run(kind, optimizer=torch.optim.AdamW).train()
-    first = Run(kind, optimizer=torch.optim.AdamW).train(stop_after=8)
+@pytest.mark.parametrize(("kind", "example"), [("layers", True), ("layers", False), ("ema", True), ("mutual", True)])
+def test_resume_from_a_checkpoint_file(kind, example, tmp_path):
+    whole = Run(kind, optimizer=torch.optim.AdamW, example=example).train()
+    first = Run(kind, optimizer=torch.optim.AdamW, example=example).train(stop_after=8)
     save_checkpoint(1, "net", first.model, first.optimizer, first.scheduler, dir=str(tmp_path), name="kd")
-    resumed = Run(kind, optimizer=torch.optim.AdamW)
+    resumed = Run(kind, optimizer=torch.optim.AdamW, example=example)
     load_checkpoint(
         resumed.model, str(tmp_path / "kd_checkpoint.pth.tar"), resumed.optimizer, scheduler=resumed.scheduler
     )
@@ -456,6 +458,22 @@ def test_a_dense_copy_comes_back_for_a_student_that_was_thinned_since():
     distiller.CompressionScheduler(student).add_policy(deeper, starting_epoch=0, ending_epoch=3)
     with pytest.raises(distiller.CheckpointError, match="'0.conv.weight' is in one of them only"):
         deeper.load_state_dict(policy.state_dict())
+
+
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.spectral_norm])
+@pytest.mark.parametrize("teacher", ["self", {"ema": 0.5}])
+def test_copies_of_a_student_that_keeps_computed_weights(norm, teacher):
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # weight_norm is torch's old one
+        norm(model)
+    x = torch.randn(4, 3)
+    model(x)  # from here on model.weight is part of a graph
+    source = OwnTeacher("own", teacher["ema"] if isinstance(teacher, dict) else None)
+    source.begin(model)
+    assert torch.equal(source.module(x), model.eval()(x))
+    assert source.module.weight.data_ptr() != model.weight.data_ptr()
 
 
 def test_an_average_of_half_precision_weights_is_kept_in_float32():
