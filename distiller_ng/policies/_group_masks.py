@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from distiller_ng.core.context import StepContext
@@ -48,12 +49,31 @@ class GroupMasks:
             return dict(masks)
         followed = {name: mask for name, mask in masks.items() if self._can_follow(graph, name)}
         dims = {name: dim for name in followed if (dim := self._pruner.structure_dim(name)) is not None}
+        followed = {name: self._dead_first(ctx, name, mask, dims[name]) for name, mask in followed.items()}
         return {**masks, **expand_to_groups(graph, followed, dims, {name: ctx.weight(name) for name in followed})}
 
     @property
     def is_waiting(self) -> bool:
         """Whether there are masks that wait for a forward pass."""
         return bool(self._waiting)
+
+    def _dead_first(self, ctx: StepContext, name: str, mask: Tensor, dim: int) -> Tensor:
+        """As many structures as ``mask`` prunes, but those this pruner masked before go first.
+
+        A channel whose whole group is masked gets no gradient, so it cannot come back to life; a ranking that prefers
+        others (by signed gradients, at random) would only mask more and more.
+        """
+        before = ctx.masks[name].owners.get(self._pruner.owner)
+        if before is None or before.shape != mask.shape:
+            return mask
+        dead, chosen = _whole(before, dim), _whole(mask, dim)
+        if not (dead & ~chosen).any():
+            return mask
+        order = torch.argsort(2 * dead.int() + chosen.int(), descending=True, stable=True)
+        keep = torch.ones_like(chosen)
+        keep[order[: int(chosen.sum())]] = False
+        shape = [-1 if d == dim else 1 for d in range(mask.dim())]
+        return torch.ones_like(mask) * keep.reshape(shape).to(mask.dtype)
 
     def late(self, ctx: StepContext) -> dict[str, Tensor]:
         """The extended masks that waited for a forward pass."""
@@ -96,3 +116,8 @@ class GroupMasks:
                 raise
             return False
         return True
+
+
+def _whole(mask: Tensor, dim: int) -> Tensor:
+    """Which entries of a dimension are masked throughout."""
+    return (mask == 0).movedim(dim, 0).flatten(1).all(1)

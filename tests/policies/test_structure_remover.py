@@ -228,3 +228,62 @@ def test_hardware_friendly_widths():
     model, optimizer, scheduler = build(policies)
     train(model, optimizer, scheduler, [0])
     assert model.stem.out_channels == 8  # 3 of 8 are masked: 5 rounds up to 8
+
+
+def test_what_is_dead_stays_dead_whatever_the_ranking_prefers():
+    """A random ranking draws anew each time; with whole groups masked it must not kill more and more filters."""
+    from distiller_ng.pruning import RandomRankedFilterPruner
+
+    pruner = RandomRankedFilterPruner("p", "Filters", 0.5, ["stem.weight"])
+    model, optimizer, scheduler = build([(PruningPolicy(pruner), [0, 1, 2])])
+    train(model, optimizer, scheduler, [0])
+    first = dead(model.stem.weight)
+    train(model, optimizer, scheduler, [1, 2])
+    assert int(first.sum()) == 4
+    assert torch.equal(dead(model.stem.weight), first)
+
+
+def test_groups_are_masked_by_the_ancestors_rules_too_where_that_is_asked_for():
+    policy = PruningPolicy(ranked("stem.weight", "body.weight"), {"mask_group": True})
+    remover = FilterRemover("remove_filters")
+    model, optimizer, scheduler = build([(policy, [0]), (remover, [1])], compat="distiller")
+    train(model, optimizer, scheduler, [0, 1])
+    assert model.stem.out_channels == 4
+    assert remover.report.error < 1e-4 and remover.report.jump < 1e-4
+
+
+def test_data_parallel_models_are_refused_at_once():
+    model = Residual()
+    wrapped = nn.parallel.DistributedDataParallel.__new__(nn.parallel.DistributedDataParallel)
+    nn.Module.__init__(wrapped)
+    wrapped.module = model
+    scheduler = CompressionScheduler(wrapped, example_inputs=X)
+    with pytest.raises(ArgumentError, match="wrap the result again"):
+        scheduler.add_policy(FilterRemover("remove_filters"), epochs=[1])
+    assert scheduler.schedule == ()
+
+
+def test_optimizers_that_step_during_backward():
+    torch.manual_seed(0)
+    model = Residual()
+    optimizers = {p: torch.optim.SGD([p], lr=0.1, momentum=0.9) for p in model.parameters()}
+    scheduler = CompressionScheduler(model, example_inputs=X)
+    for optimizer in optimizers.values():
+        scheduler.attach(optimizer)
+
+    def step(parameter):
+        optimizers[parameter].step()
+        optimizers[parameter].zero_grad()
+
+    for parameter in model.parameters():
+        parameter.register_post_accumulate_grad_hook(step)
+    scheduler.add_policy(PruningPolicy(ranked("stem.weight")), epochs=[0])
+    scheduler.add_policy(FilterRemover("remove_filters"), epochs=[2])
+    for epoch in scheduler.epochs(3):
+        for batch in scheduler.minibatches([X, X]):
+            scheduler.backward(model(batch).square().mean())
+        if epoch == 1:
+            gone = dead(model.stem.weight)
+            assert int(gone.sum()) == 4 and torch.equal(dead(model.head.weight, 1), gone)
+    assert model.stem.out_channels == 4
+    assert optimizers[model.head.weight].state[model.head.weight]["momentum_buffer"].shape == (3, 4)
