@@ -15,10 +15,8 @@ from distiller_ng.quantization._weights import why_not_quantizable
 from distiller_ng.quantization.ptq_settings import Clip, Mode, QuantSettings, TensorQuantMetadata
 from distiller_ng.quantization.q_utils import linear_dequantize, linear_quantize_clamp
 from distiller_ng.quantization.quant_params import ClipMode
-from distiller_ng.quantization.range_linear_wrappers import (
-    RangeLinearQuantWrapper,
-    compute_dtype,
-)
+from distiller_ng.quantization.range_linear_output import compute_dtype, described, range_of
+from distiller_ng.quantization.range_linear_wrappers import RangeLinearQuantWrapper
 
 __all__ = ["RangeLinearQuantParamLayerWrapper"]
 
