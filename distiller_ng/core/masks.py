@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -36,6 +37,7 @@ class MaskRegistry(MutableMapping[str, ParameterMasker]):
         self._maskers: dict[str, ParameterMasker] = {name: self._new_masker(name) for name in parameters}
         self._pending: dict[str, None] = {}  # names whose mask changed since it was last applied
         self._projection: tuple[list[Tensor], list[Tensor]] | None = None
+        self._mask_of: dict[int, Tensor] = {}  # the same, by the weight's identity
         self._forward_names: list[str] = []  # names the forward-only and double-copy backends handle
         self._attached: list[tuple[Optimizer, list[RemovableHandle]]] = []
         #: Real (not skipped) steps of attached optimizers so far.
@@ -44,13 +46,10 @@ class MaskRegistry(MutableMapping[str, ParameterMasker]):
     # -- mapping ----------------------------------------------------------------------------------------------------
 
     def __getitem__(self, name: str) -> ParameterMasker:
-        masker = self._maskers.get(name)
-        if masker is None:
-            found = self.parameters.find(name)
-            if found is None or found not in self._maskers:
-                raise KeyError(name)
-            masker = self._maskers[found]
-        return masker
+        found = name if name in self._maskers else self.parameters.find(name)
+        if found is None or found not in self._maskers:
+            raise KeyError(name)
+        return self._maskers[found]
 
     def __setitem__(self, name: str, masker: ParameterMasker) -> None:
         found = self._resolve(name)
@@ -154,12 +153,10 @@ class MaskRegistry(MutableMapping[str, ParameterMasker]):
         for known, hooks in self._attached:
             if known is optimizer:
                 return hooks[-1]
-        hooks = [
-            optimizer.register_step_pre_hook(self._before_step),
-            optimizer.register_step_post_hook(self._after_step),
-        ]
-        self._attached.append((optimizer, hooks))
-        return hooks[-1]
+        before = optimizer.register_step_pre_hook(self._before_step)
+        after = optimizer.register_step_post_hook(self._after_step)
+        self._attached.append((optimizer, [before, after]))
+        return after
 
     def detach(self) -> None:
         """Remove every optimizer hook."""
@@ -204,7 +201,7 @@ class MaskRegistry(MutableMapping[str, ParameterMasker]):
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles hook the (copied) optimizers anew: hooks belong to one registry."""
-        return {**self.__dict__, "_attached": [optimizer for optimizer, _ in self._attached], "_projection": None}
+        return {**self.__dict__, "_attached": self.optimizers, "_projection": None, "_mask_of": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update({**state, "_attached": []})
@@ -264,6 +261,7 @@ class MaskRegistry(MutableMapping[str, ParameterMasker]):
                 weights.append(self.parameters[name])
                 masks.append(mask.to(device=weights[-1].device, dtype=weights[-1].dtype))
         self._projection = (weights, masks)
+        self._mask_of = {id(weight): mask for weight, mask in zip(weights, masks, strict=True)}
 
     def _reset_state(self, parameter: nn.Parameter, masker: ParameterMasker) -> None:
         changed = masker.changed_weights(parameter)
@@ -284,7 +282,18 @@ class MaskRegistry(MutableMapping[str, ParameterMasker]):
         if found_inf is not None and bool(torch.as_tensor(found_inf).any()):
             return
         self.steps += 1
-        self.project_()
+        if len(self._attached) == 1 or self._pending:
+            self.project_()
+        else:
+            self._project_of(optimizer)
+
+    @torch.no_grad()
+    def _project_of(self, optimizer: Optimizer) -> None:
+        """Project what this one of several optimizers stepped: another's weights may still be needed for backward."""
+        self.prepare()
+        for parameter in chain.from_iterable(group["params"] for group in optimizer.param_groups):
+            if id(parameter) in self._mask_of:
+                parameter.mul_(self._mask_of[id(parameter)].to(parameter.device))
 
 
 def create_model_masks_dict(model: nn.Module) -> MaskRegistry:

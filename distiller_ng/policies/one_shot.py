@@ -12,6 +12,7 @@ from distiller_ng.core.context import StepContext
 from distiller_ng.core.masks import MaskRegistry
 from distiller_ng.core.position import TrainPosition
 from distiller_ng.core.window import PolicyWindow
+from distiller_ng.errors import ArgumentError
 from distiller_ng.graph.inputs import ExampleInputsLike
 from distiller_ng.graph.provider import ModelGraph
 from distiller_ng.names import ALL_PRUNABLE, ParameterIndex
@@ -43,6 +44,9 @@ def plan_structures(
     graph: ModelGraph | None = None,
 ) -> ThinningPlan:
     """What :func:`prune_structures` would remove; nothing is changed. ``graph`` reuses one that is traced already."""
+    if calibrate is not None and not callable(calibrate):
+        message = f"calibrate is a function that runs the model on some batches, got {calibrate!r}"
+        raise ArgumentError(message, argument=("calibrate",))
     pruner = GroupPruner(
         "one_shot",
         importance=importance,
@@ -102,6 +106,7 @@ def prune_structures(
         report = prune_structures(model, torch.randn(1, 3, 224, 224), target={"macs": 0.5}, round_to=8)
         print(report)  # parameters 11,689,512 -> 4,012,880; relative error against the masked model 1.2e-06, ...
     """
+    optimizers = _optimizers(optimizer)
     plan = plan_structures(
         model,
         example_inputs,
@@ -114,5 +119,14 @@ def prune_structures(
         round_to=round_to,
         calibrate=calibrate,
     )
-    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer or ())
     return apply_plan(model, plan, example_inputs, optimizers=optimizers, warn=False)
+
+
+def _optimizers(given: Optimizer | Sequence[Optimizer] | None) -> list[Optimizer]:
+    found = [given] if isinstance(given, Optimizer) else given
+    if found is None:
+        return []
+    if not isinstance(found, Sequence) or not all(isinstance(each, Optimizer) for each in found):
+        message = f"optimizer is a torch optimizer or a list of them, got {given!r}"
+        raise ArgumentError(message, argument=("optimizer",))
+    return list(found)

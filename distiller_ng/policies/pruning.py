@@ -41,7 +41,8 @@ class PruningArgs:
     that change between pruned and live (default: what the pruner says, off for Distiller's pruners). ``mask_group``:
     a masked filter or channel takes everything with it that belongs to it (bias, norm, coupled layers, the next layers'
     inputs), decided once for coupled layers, so that the model that trains is the one that remains after thinning; by
-    default wherever the model's channels can be followed, with ``true`` it is an error where they cannot.
+    default wherever the model's channels can be followed (with ``compat: distiller`` nowhere), with ``true`` it is an
+    error where they cannot.
     """
 
     levels: float | Mapping[str, float] | None = None
@@ -148,8 +149,9 @@ class PruningPolicy(Policy):
             )
 
     def _masks_groups(self, ctx: StepContext) -> bool:
-        """Whether masks extend to whole groups: never by the ancestor's rules, or where masks come and go."""
-        if ctx.compat == "distiller" or self.args.mask_group is False:
+        """Whether masks extend to whole groups: by the ancestor's rules if asked, never where masks come and go."""
+        asked = self.args.mask_group
+        if asked is False or (asked is None and ctx.compat == "distiller"):
             return False
         passing = self._is_forward_only or self.args.discard_masks_at_minibatch_end or not self.pruner.binary_masks
         return self._grouping.is_structural and not passing

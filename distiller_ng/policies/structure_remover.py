@@ -6,6 +6,8 @@ import logging
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias, get_args
 
+from torch import nn
+
 from distiller_ng.core.context import StepContext
 from distiller_ng.core.policy import Policy
 from distiller_ng.core.window import PolicyWindow
@@ -88,6 +90,15 @@ class StructureRemover(Policy):
         self.done = False
         #: What the last removal did; None before the first.
         self.report: ThinningReport | None = None
+
+    def on_added(self, ctx: StepContext) -> None:
+        """Raises :class:`ArgumentError` where removal could only fail later."""
+        if isinstance(ctx.model, nn.parallel.DistributedDataParallel):
+            raise ArgumentError(
+                f"{type(self).__name__} cannot act below DistributedDataParallel, which has sized its gradient buckets "
+                "for this model: leave the extension out, call remove_filters(model.module, scheduler.masks, ...) "
+                "between epochs on every rank, and wrap the result again"
+            )
 
     def on_epoch_begin(self, ctx: StepContext) -> None:
         """Tell the scheduler what the model is called with, if this extension knows and nobody else did."""
