@@ -15,10 +15,10 @@ from distiller_ng.errors import ArgumentError, LifecycleError
 from distiller_ng.knowledge_distillation.capture import Call
 from distiller_ng.knowledge_distillation.structures import tensors_in
 
-__all__ = ["LabelSource"]
+__all__ = ["NEEDED", "LabelSource"]
 
 _REACH = 64  # nodes of the loss's graph to look at: the criterion is at its very end
-_NEEDED = (
+NEEDED = (
     "the teacher's weight needs the labels, which the policy could not find: pass the loss function, "
     "KnowledgeDistillationPolicy(..., criterion=nn.CrossEntropyLoss()), the one the training loop calls; or call "
     "policy.set_labels(labels) in each step; or set the teacher's weight to 0"
@@ -68,34 +68,47 @@ class LabelSource:
         """The labels of this step."""
         self._given = labels
 
-    def loss(self, call: Call, taught: Any, user_loss: Tensor) -> Tensor:
-        """The loss of the teacher's output ``taught`` against the labels of one pass, without gradient."""
-        with torch.no_grad():
-            return self.live_loss(call, taught, user_loss)
+    def loss(self, call: Call, taught: Any, user_loss: Tensor, *, is_one_of_several: bool = False) -> Tensor | None:
+        """The loss of the teacher's output ``taught`` against the labels of one pass, without gradient.
 
-    def live_loss(self, call: Call, taught: Any, user_loss: Tensor) -> Tensor:
+        None for the pass without labels where it ``is_one_of_several``.
+        """
+        with torch.no_grad():
+            return self.live_loss(call, taught, user_loss, is_one_of_several=is_one_of_several)
+
+    def live_loss(
+        self, call: Call, taught: Any, user_loss: Tensor, *, is_one_of_several: bool = False
+    ) -> Tensor | None:
         """The same with gradients, for a model that is trained too."""
         if self._given is not None:
             criterion = functional.cross_entropy if self.criterion is None else self.criterion
             with self._silence():
                 return criterion(taught, self._given)
         if self._seen and self.criterion is not None:
-            args, kwargs = self._matching(call)
+            seen = self._matching(call, is_one_of_several)
+            if seen is None:
+                return None
+            args, kwargs = seen
             with self._silence():
                 return self.criterion(*_replaced(args, taught), **kwargs)
         if self.criterion is None:
-            found = _in_graph(user_loss)
-            if found is not None:
-                return found(taught)
-        raise LifecycleError(_NEEDED)
+            nodes = _likelihoods(user_loss)
+            if nodes and is_one_of_several:
+                ends = [tensor.grad_fn for tensor in tensors_in(call.output) if tensor.grad_fn is not None]
+                nodes = [node for node in nodes if _reaches(node, ends)]
+                if not nodes:
+                    return None
+            if nodes:
+                return _likelihood(nodes[0], taught)
+        raise LifecycleError(NEEDED)
 
-    def _matching(self, call: Call) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """What the criterion was called with for this pass: with one of its outputs, else last."""
+    def _matching(self, call: Call, is_one_of_several: bool) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """What the criterion was called with for this pass: with one of its outputs, else last if it is the only."""
         outputs = {id(tensor) for tensor in tensors_in(call.output)}
         for args, kwargs in self._seen:
             if any(id(tensor) in outputs for tensor in tensors_in(args)):
                 return args, kwargs
-        return self._seen[-1]
+        return None if is_one_of_several else self._seen[-1]
 
     def _note(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if self._is_open:
@@ -112,25 +125,46 @@ class LabelSource:
 
 def _replaced(args: Sequence[Any], taught: Any) -> tuple[Any, ...]:
     if not args:
-        raise LifecycleError("the criterion was called without its first argument by position: " + _NEEDED)
+        raise LifecycleError("the criterion was called without its first argument by position: " + NEEDED)
     return (taught, *args[1:])
 
 
-def _in_graph(loss: Tensor) -> Callable[[Tensor], Tensor] | None:
-    """The negative log likelihood at the end of ``loss``'s graph, as a function of other logits; None without one."""
-    waiting, seen = [loss.grad_fn], 0
+def _likelihoods(loss: Tensor) -> list[Any]:
+    """The negative log likelihoods at the end of ``loss``'s graph, the nearest first."""
+    waiting, seen, found = [loss.grad_fn], 0, []
     while waiting and seen < _REACH:
         node = waiting.pop(0)
         seen += 1
         if node is None:
             continue
         if node.name() in ("NllLossBackward0", "NllLoss2DBackward0"):
-            saved: Any = node
-            target, weight = saved._saved_target, saved._saved_weight
-            ignored = _signed(saved._saved_ignore_index)
-            return lambda logits: functional.cross_entropy(logits, target, weight=weight, ignore_index=ignored)
-        waiting += [following for following, _ in node.next_functions]
-    return None
+            found.append(node)
+        else:
+            waiting += [following for following, _ in node.next_functions]
+    return found
+
+
+def _reaches(node: Any, ends: Sequence[Any]) -> bool:
+    """Whether what ``node`` was computed from are outputs of the pass with these ``ends``."""
+    waiting, seen = [node], 0
+    while waiting and seen < _REACH:
+        here = waiting.pop(0)
+        seen += 1
+        if any(here is end for end in ends):
+            return True
+        waiting += [] if here is None else [following for following, _ in here.next_functions]
+    return False
+
+
+def _likelihood(node: Any, logits: Tensor) -> Tensor:
+    """The mean of the same likelihood of other logits."""
+    if len(node._saved_target) != len(logits):
+        raise LifecycleError(
+            f"the teacher's weight needs the labels of each pass: this one has {len(logits)} samples, the loss "
+            f"{len(node._saved_target)} labels. Compute the loss of each pass, or run the model once on all samples"
+        )
+    ignored = _signed(node._saved_ignore_index)
+    return functional.cross_entropy(logits, node._saved_target, weight=node._saved_weight, ignore_index=ignored)
 
 
 def _signed(value: int) -> int:

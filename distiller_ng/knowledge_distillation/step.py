@@ -15,7 +15,7 @@ from distiller_ng.errors import ArgumentError, LifecycleError
 from distiller_ng.knowledge_distillation.capture import Call, Listener, Recorder, ambient_autocast, called_module
 from distiller_ng.knowledge_distillation.distiller import KnowledgeDistiller
 from distiller_ng.knowledge_distillation.finite import FiniteCheck
-from distiller_ng.knowledge_distillation.labels import LabelSource
+from distiller_ng.knowledge_distillation.labels import NEEDED, LabelSource
 from distiller_ng.knowledge_distillation.structures import the_logits
 from distiller_ng.knowledge_distillation.terms import Terms
 from distiller_ng.knowledge_distillation.weights import weight_at
@@ -155,13 +155,17 @@ class DistillationStep:
         ]
 
     def _teacher_loss(self, calls: list[Call], taught: list[list[Call]], loss: Tensor) -> Tensor:
-        """The teachers' mean loss against the labels, without gradient."""
-        keys, values = self.distiller.teacher_keys[:1], []
+        """The teachers' mean loss against the labels, without gradient; passes without labels do not count."""
+        keys, values, several = self.distiller.teacher_keys[:1], [], len(calls) > 1
         for call, given in zip(calls, taught):
             for source, share, result in zip(self.distiller.sources, self.distiller.shares, given):
                 logits = the_logits(result.output, keys, whose=f"teacher ({source.name})")[0]
-                values.append(share / len(calls) * self.labels.loss(call, logits, loss))
-        return torch.stack(values).sum()
+                value = self.labels.loss(call, logits, loss, is_one_of_several=several)
+                if value is not None:
+                    values.append((share, value))
+        if not values:
+            raise LifecycleError(NEEDED)
+        return torch.stack([share * value for share, value in values]).sum() / sum(share for share, _ in values)
 
 
 class _TeachersFirst:

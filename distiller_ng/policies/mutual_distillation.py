@@ -161,6 +161,7 @@ class MutualDistillationPolicy(Policy):
         total = loss if student == 1 else loss * student
         samples = [batch_size(call.output) for call in calls]
         components: dict[str, Tensor] = {}
+        labelled: list[tuple[int, Tensor]] = []
         for call, output, count in zip(calls, outputs, samples, strict=True):
             share = count / max(sum(samples), 1)
             mine, theirs = self.distiller.distance(call.output, output)
@@ -168,9 +169,13 @@ class MutualDistillationPolicy(Policy):
             _add_to(components, "Distill Loss", share * (mine + theirs.to(mine.device)).detach())
             if peer and not runs_itself and loss.requires_grad:
                 logits = the_logits(output, self.distiller.teacher_keys[:1], whose="peer")[0]
-                own = self._labels.live_loss(call, logits, loss)
-                total = total + share * peer * own
-                _add_to(components, "Peer Loss", share * own.detach())
+                own = self._labels.live_loss(call, logits, loss, is_one_of_several=len(calls) > 1)
+                if own is not None:  # a pass without labels stands beside one with them
+                    labelled.append((count, own))
+        if labelled:
+            mean = torch.stack([count * own for count, own in labelled]).sum() / max(sum(n for n, _ in labelled), 1)
+            total = total + peer * mean
+            components["Peer Loss"] = mean.detach()
         return PolicyLoss(total, [LossComponent(name, value) for name, value in components.items()])
 
     def _run(self, call: Call) -> Any:

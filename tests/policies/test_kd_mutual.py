@@ -99,6 +99,22 @@ def test_a_loop_that_runs_the_peer_itself_gets_the_distances(models):
     torch.testing.assert_close(total, expected(*twins, 1.0, 1, 1, 1))
 
 
+@pytest.mark.parametrize("criterion", [None, nn.CrossEntropyLoss()])
+def test_labels_belong_to_their_pass(models, criterion):
+    model, peer = (each.eval() for each in models)
+    scheduler = distiller.CompressionScheduler(model)
+    weights = {"distill": 0.0, "student": 1.0, "teacher": 1.0}
+    made = MutualDistiller("together", model, {"other": peer}, peer="other", loss_weights=weights)
+    scheduler.add_policy(MutualDistillationPolicy(made, criterion=criterion), **WINDOW)
+    scheduler.on_epoch_begin(0)
+    scheduler.on_minibatch_begin(0, 0, 1)
+    model(X[3:])  # without labels
+    loss = (criterion or functional.cross_entropy)(model(X[:3]), Y[:3])
+    result = scheduler.before_backward_pass(0, 0, 1, loss, return_loss_components=True)
+    components = {component.name: float(component.value) for component in result.loss_components}
+    assert components["Peer Loss"] == pytest.approx(float(functional.cross_entropy(peer(X[:3]), Y[:3]).detach()))
+
+
 def test_unlabelled_batches_pull_the_two_together(models):
     model, peer = models
     twins = copy.deepcopy(models)

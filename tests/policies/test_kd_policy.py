@@ -418,6 +418,35 @@ def test_class_weights_and_ignored_labels_are_found_in_the_graph(parts):
     torch.testing.assert_close(result.loss_components[1].value, own)
 
 
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("criterion", [None, nn.CrossEntropyLoss()])
+def test_labels_of_one_of_two_passes(parts, criterion, order):
+    student, teacher, _, x, y = parts
+    weights = distiller.DistillationLossWeights(0.5, 0.4, 0.1)
+    scheduler = distiller.CompressionScheduler(student)
+    policy = distiller.KnowledgeDistillationPolicy(student, teacher, 1.0, weights, criterion=criterion)
+    scheduler.add_policy(policy, starting_epoch=0, ending_epoch=1)
+    scheduler.on_epoch_begin(0)
+    scheduler.on_minibatch_begin(0, 0, 1)
+    outputs = [student(part) for part in (x[:3], x[3:])[::order]]  # labels for the first three only
+    loss = (criterion or functional.cross_entropy)(outputs[::order][0], y[:3])
+    result = scheduler.before_backward_pass(0, 0, 1, loss, return_loss_components=True)
+    values = {component.name: float(component.value) for component in result.loss_components}
+    assert values["Teacher Loss"] == pytest.approx(float(functional.cross_entropy(teacher(x[:3]), y[:3]).detach()))
+
+
+def test_labels_of_joined_passes_are_refused(parts):
+    student, teacher, _, x, y = parts
+    scheduler = distiller.CompressionScheduler(student)
+    policy = distiller.KnowledgeDistillationPolicy(student, teacher, 1.0, (0.5, 0.4, 0.1))
+    scheduler.add_policy(policy, starting_epoch=0, ending_epoch=1)
+    scheduler.on_epoch_begin(0)
+    scheduler.on_minibatch_begin(0, 0, 1)
+    joined = torch.cat([student(x[:3]), student(x[3:])])
+    with pytest.raises(distiller.LifecycleError, match="labels of each pass"):
+        scheduler.before_backward_pass(0, 0, 1, functional.cross_entropy(joined, y))
+
+
 def test_labels_that_cannot_be_found(parts):
     student, teacher, _optimizer, x, _y = parts
     scheduler = distiller.CompressionScheduler(student)
