@@ -133,7 +133,9 @@ class StructureRemover(Policy):
     def on_epoch_end(self, ctx: StepContext) -> None:
         """The next active epoch may remove again."""
         if not self.done:
-            logger.warning("%s removed nothing: the epoch had no second forward pass to learn from", self.describe())
+            known = ctx.graph is not None and ctx.graph.is_ready
+            why = "the loop calls no minibatch hooks" if known else "the epoch had no second forward pass to learn from"
+            logger.warning("%s removed nothing: %s", self.describe(), why)
         self.done = False
 
     def check(self, window: PolicyWindow, parameters: ParameterIndex) -> None:

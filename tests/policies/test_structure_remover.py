@@ -287,3 +287,12 @@ def test_optimizers_that_step_during_backward():
             assert int(gone.sum()) == 4 and torch.equal(dead(model.head.weight, 1), gone)
     assert model.stem.out_channels == 4
     assert optimizers[model.head.weight].state[model.head.weight]["momentum_buffer"].shape == (3, 4)
+
+
+def test_a_loop_of_epoch_hooks_only_is_told_why_nothing_is_removed(caplog):
+    model, optimizer, scheduler = build([(FilterRemover("remove_filters"), [0])])
+    with caplog.at_level(logging.WARNING):
+        scheduler.on_epoch_begin(0, optimizer)
+        scheduler.on_epoch_end(0, optimizer)
+    assert "the loop calls no minibatch hooks" in caplog.text
+    assert model.stem.out_channels == 8
