@@ -16,6 +16,8 @@ from distiller_ng.quantization.dorefa import DorefaQuantizer
 from distiller_ng.quantization.lsq import LSQQuantizer
 from distiller_ng.quantization.ncf import NCFQuantAwareTrainQuantizer
 from distiller_ng.quantization.pact import PACTQuantizer
+from distiller_ng.quantization.post_train import PostTrainLinearQuantizer
+from distiller_ng.quantization.ptq_settings import ModuleQuantMode, TensorQuantMetadata
 from distiller_ng.quantization.pytorch_quant_conversion import (
     distiller_qparams_to_pytorch,
     distiller_quantized_tensor_to_pytorch,
@@ -54,6 +56,17 @@ from distiller_ng.quantization.quant_params import (
     get_quant_params_from_stats_dict,
     get_quant_params_from_tensor,
 )
+from distiller_ng.quantization.range_linear import (
+    FPWrapper,
+    RangeLinearEmbeddingWrapper,
+    RangeLinearFakeQuantWrapper,
+    RangeLinearQuantConcatWrapper,
+    RangeLinearQuantEltwiseAddWrapper,
+    RangeLinearQuantEltwiseMultWrapper,
+    RangeLinearQuantMatmulWrapper,
+    RangeLinearQuantParamLayerWrapper,
+    RangeLinearQuantWrapper,
+)
 from distiller_ng.quantization.sim_bn_fold import SimulatedFoldedBatchNorm
 from distiller_ng.quantization.wrpn import WRPNQuantizer
 from distiller_ng.quantization.xnor import XNORQuantizer
@@ -67,6 +80,7 @@ __all__ = [
     "ClipMode",
     "ClippedLinearQuantization",
     "DorefaQuantizer",
+    "FPWrapper",
     "FakeLinearQuantization",
     "FakeQuantizationWrapper",
     "LSQActivation",
@@ -74,16 +88,27 @@ __all__ = [
     "LearnedClippedLinearQuantization",
     "LinearQuantMode",
     "LinearQuantizeSTE",
+    "ModuleQuantMode",
     "NCFQuantAwareTrainQuantizer",
     "PACTQuantizer",
     "ParamToQuantize",
     "PlanRow",
+    "PostTrainLinearQuantizer",
     "QBits",
     "QuantAwareTrainRangeLinearQuantizer",
     "QuantPlan",
     "QuantizedLayer",
     "Quantizer",
+    "RangeLinearEmbeddingWrapper",
+    "RangeLinearFakeQuantWrapper",
+    "RangeLinearQuantConcatWrapper",
+    "RangeLinearQuantEltwiseAddWrapper",
+    "RangeLinearQuantEltwiseMultWrapper",
+    "RangeLinearQuantMatmulWrapper",
+    "RangeLinearQuantParamLayerWrapper",
+    "RangeLinearQuantWrapper",
     "SimulatedFoldedBatchNorm",
+    "TensorQuantMetadata",
     "WRPNQuantizer",
     "XNORQuantizer",
     "XnorActivation",

@@ -1,5 +1,6 @@
 """Post-training and aware linear quantization under Distiller's module name (re-exports)."""
 
+from distiller_ng.quantization.post_train import PostTrainLinearQuantizer
 from distiller_ng.quantization.ptq_settings import (
     ModuleQuantMode,
     NoStatsError,
@@ -7,6 +8,7 @@ from distiller_ng.quantization.ptq_settings import (
     TensorQuantMetadata,
     linear_quantize_clamp_with_metadata,
 )
+from distiller_ng.quantization.qat_range_linear import QuantAwareTrainRangeLinearQuantizer
 from distiller_ng.quantization.quant_params import (
     ClipMode,
     get_quant_params_from_stats_dict,
@@ -31,6 +33,8 @@ __all__ = [
     "FPWrapper",
     "ModuleQuantMode",
     "NoStatsError",
+    "PostTrainLinearQuantizer",
+    "QuantAwareTrainRangeLinearQuantizer",
     "QuantSettings",
     "RangeLinearEmbeddingWrapper",
     "RangeLinearFakeQuantWrapper",
