@@ -210,7 +210,8 @@ def _check_model(scheduler: CompressionScheduler | None, model: nn.Module) -> No
 
 
 def _lacks_groups(optimizer: Optimizer | None, checkpoint: Checkpoint) -> bool:
-    saved = (checkpoint.optimizer_state or {}).get("param_groups", ())
+    state = checkpoint.optimizer_state
+    saved = state.get("param_groups") if isinstance(state, Mapping) else None  # a damaged one is told later
     return optimizer is not None and isinstance(saved, list) and len(optimizer.param_groups) < len(saved)
 
 
