@@ -6,6 +6,7 @@ folded into a layer makes its output the layer's.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -29,7 +30,7 @@ _ARITHMETIC = frozenset(
 class Fusion(NamedTuple):
     """``producer``'s output may be limited to ``low .. high``; ``follower`` is the one activation that reads it.
 
-    ``follower`` is None for the activations behind a split.
+    ``follower`` is None for functions, activations behind a split, and modules that are called more than once.
     """
 
     producer: str
@@ -43,8 +44,9 @@ def fusions(model: nn.Module, adjacency: Mapping[str, AdjacentsEntry]) -> Iterat
     """Every module whose output goes to one activation, or through one split to activations, and nowhere else."""
     modules = {canonical_name(name): module for name, module in model.named_modules(remove_duplicate=False)}
     entries = {canonical_name(name): entry for name, entry in adjacency.items()}
+    calls = Counter(canonical_name(entry.module) for entry in entries.values())
     for name, entry in entries.items():
-        if name not in modules or entry.escapes or len(entry.successors) != 1:
+        if name not in modules or calls[name] != 1 or entry.escapes or len(entry.successors) != 1:
             continue
         follower = canonical_name(entry.successors[0].name)
         behind = entries.get(follower)
@@ -55,12 +57,14 @@ def fusions(model: nn.Module, adjacency: Mapping[str, AdjacentsEntry]) -> Iterat
             if bounds is not None:
                 yield Fusion(name, *bounds, None, "Split")
             continue
-        module = modules.get(follower)
-        if isinstance(module, nn.ReLU6):
-            yield Fusion(name, 0.0, 6.0, follower, "Relu6")
+        owner = canonical_name(behind.module)
+        # A module that is called elsewhere too reads other tensors as well, and has to stay.
+        alone = follower if follower in modules and calls[owner] == 1 else None
+        if isinstance(modules.get(owner), nn.ReLU6):
+            yield Fusion(name, 0.0, 6.0, alone, "Relu6")
         elif behind.op_meta.type in _BOUNDS:
             low, high = _BOUNDS[behind.op_meta.type]
-            yield Fusion(name, low, high, follower, behind.op_meta.type)
+            yield Fusion(name, low, high, alone, behind.op_meta.type)
 
 
 def _behind_split(split: AdjacentsEntry) -> tuple[float | None, float | None] | None:

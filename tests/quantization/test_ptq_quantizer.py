@@ -458,3 +458,23 @@ def test_shared_and_wrapped_models():
         PostTrainLinearQuantizer(model, model_activation_stats=stats).prepare_model(x)
     assert model.first is model.second
     assert (model.eval()(x) - expected).abs().max() < 0.05 * expected.abs().max()
+
+
+def test_a_relu_that_is_called_twice_stays():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+            self.relu = nn.ReLU(inplace=True)
+
+        def forward(self, x):
+            y = self.relu(self.first(x))
+            return self.relu(self.second(y) + y)
+
+    torch.manual_seed(0)
+    model = Block()
+    expected = model(IMAGES).detach()
+    stats = calibrated(model, IMAGES)
+    PostTrainLinearQuantizer(model, model_activation_stats=stats).prepare_model(IMAGES)
+    assert isinstance(model.relu.wrapped_module, nn.ReLU)
+    assert (model.eval()(IMAGES) - expected).abs().max() < 0.05 * expected.abs().max()
