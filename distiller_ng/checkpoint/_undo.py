@@ -27,7 +27,9 @@ class Undo:
         self._modules = [(module, type(module), _attributes(module)) for module in inner.modules()]
         self._tensors = [(tensor, tensor.data, tensor.grad) for tensor in (*inner.parameters(), *inner.buffers())]
         self._optimizer = optimizer
-        self._kept = {} if optimizer is None else dict(optimizer.__dict__)
+        self._kept: dict[str, Any] = {}
+        if optimizer is not None:  # policies may add groups to the list in place
+            self._kept = {**optimizer.__dict__, "param_groups": list(optimizer.param_groups)}
 
     def run(self) -> None:
         """Put everything back."""

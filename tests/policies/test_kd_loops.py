@@ -139,6 +139,17 @@ def test_resume_from_a_checkpoint_file(kind, example, tmp_path):
         assert torch.equal(a, b)
 
 
+def test_an_optimizer_that_does_not_fit_keeps_its_groups(tmp_path):
+    first = Run("layers", optimizer=torch.optim.AdamW, example=False).train(stop_after=8)
+    save_checkpoint(1, "net", first.model, first.optimizer, first.scheduler, dir=str(tmp_path), name="kd")
+    other = Run("layers", optimizer=torch.optim.SGD, example=False)
+    with pytest.raises(distiller.CheckpointError, match=r"is a torch\.optim\.AdamW"):
+        load_checkpoint(
+            other.model, str(tmp_path / "kd_checkpoint.pth.tar"), other.optimizer, scheduler=other.scheduler
+        )
+    assert len(other.optimizer.param_groups) == 1
+
+
 def test_projections_that_no_example_made_come_back_with_the_schedulers_state():
     whole = Run("layers", example=False).train()
     first = Run("layers", example=False).train(stop_after=7)
