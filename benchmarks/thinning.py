@@ -4,7 +4,7 @@
 
 Times are process CPU time on one thread, medians of rounds, after one trace that loads torch's exporter (reported as
 ``thinning.first_trace``). Trace, plan and apply are timed apart (apply includes the four forward passes that compare
-outputs); Torch-Pruning's plan and application are one call, and as it takes a ratio of channels and no budget, its users
+outputs); Torch-Pruning's plan and application are one call, and as it takes a ratio of channels, no budget, its users
 search: ``search_s`` is a bisection in six steps. ``total_s`` is the way to the budget without knowing the ratio. Errors
 are relative, of eval outputs, against the same model with the same channels zeroed (ours only: the peer does not say
 what it removed). ``latency`` is time before over time after, eager, batch 16. A model a tool fails on is listed with
