@@ -29,7 +29,7 @@ from distiller_ng.quantization.ptq_older_order import older_order
 from distiller_ng.quantization.ptq_parameters import LinearQuantParameters
 from distiller_ng.quantization.ptq_replacing import WrapperFactory, is_wrappable, needs_no_statistics
 from distiller_ng.quantization.ptq_settings import Clip, Mode, ModuleQuantMode, QuantSettings, parse_clip
-from distiller_ng.quantization.ptq_undo import Undo
+from distiller_ng.quantization.ptq_undo import Undo, leave_fast_paths_
 from distiller_ng.quantization.quant_params import ClipMode
 from distiller_ng.quantization.range_linear_fake import precision_of
 from distiller_ng.quantization.range_linear_output import OutputGrid, is_called
@@ -230,6 +230,7 @@ class PostTrainLinearQuantizer(LinearQuantParameters, Quantizer):
         )
 
     def _quantize_flows(self) -> None:
+        leave_fast_paths_(self.model)
         if self._factory.skipped:
             warnings.warn(
                 f"no statistics of {listed(self._factory.skipped, limit=4)}, which stay in floating point: they did "

@@ -1,11 +1,23 @@
-"""Putting a model back as it was when a change of it fails half way (layer 2)."""
+"""What preparing a model changes besides its modules, and putting it back when that fails half way (layer 2)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Undo"]
+__all__ = ["Undo", "leave_fast_paths_"]
+
+# What preparing a model sets on modules that stay.
+_ATTRIBUTES = ("fused_modules", "activation_relu_or_gelu", "use_nested_tensor")
+
+
+def leave_fast_paths_(model: nn.Module) -> None:
+    """Let torch's transformer encoders call their parts: their fused form computes with the parts' weights itself."""
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0
+        elif isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False
 
 
 class Undo:
@@ -20,7 +32,10 @@ class Undo:
             (module, dict(module._modules), dict(module._parameters), dict(module._buffers), module.training)
             for module in model.modules()
         ]
-        self._attributes = [(module, "fused_modules" in module.__dict__) for module in model.modules()]
+        self._attributes = [
+            (module, {name: module.__dict__[name] for name in _ATTRIBUTES if name in module.__dict__})
+            for module in model.modules()
+        ]
         self._values: dict[Tensor, Tensor] = {}
         for module in model.modules():
             if isinstance(module, nn.Embedding):
@@ -43,6 +58,7 @@ class Undo:
         for parameter, value in self._values.items():
             if not torch.equal(parameter, value):
                 parameter.copy_(value)
-        for module, had in self._attributes:
-            if not had:
-                module.__dict__.pop("fused_modules", None)
+        for module, kept in self._attributes:
+            for name in _ATTRIBUTES:
+                module.__dict__.pop(name, None)
+            module.__dict__.update(kept)

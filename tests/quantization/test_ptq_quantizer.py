@@ -478,3 +478,19 @@ def test_a_relu_that_is_called_twice_stays():
     PostTrainLinearQuantizer(model, model_activation_stats=stats).prepare_model(IMAGES)
     assert isinstance(model.relu.wrapped_module, nn.ReLU)
     assert (model.eval()(IMAGES) - expected).abs().max() < 0.05 * expected.abs().max()
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_a_transformer_encoder(static):
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    model, x = nn.TransformerEncoder(layer, 1).eval(), torch.randn(2, 5, 16)
+    with torch.no_grad():
+        expected = model(x)
+    PostTrainLinearQuantizer(model, model_activation_stats=calibrated(model, x) if static else None).prepare_model(x)
+    first = model.layers[0]
+    assert isinstance(first.linear1, RangeLinearQuantParamLayerWrapper)
+    with torch.no_grad():
+        assert 0 < (model(x) - expected).abs().max() < 0.05 * expected.abs().max()
+        padded = model(x, src_key_padding_mask=torch.zeros(2, 5, dtype=torch.bool))
+    assert (padded - expected).abs().max() < 0.05 * expected.abs().max()
