@@ -171,6 +171,12 @@ class PostTrainLinearQuantizer(LinearQuantParameters, Quantizer):
                 "prepare_model(torch.randn(1, 3, 224, 224))",
                 argument=("dummy_input",),
             )
+        if is_wrappable(self.model):
+            raise ArgumentError(
+                f"the model is a single {type(self.model).__name__}, which cannot be replaced in itself: quantize "
+                "nn.Sequential(model)",
+                argument=("model",),
+            )
         undo = Undo(self.model)
         stats = self.model_activation_stats
         try:

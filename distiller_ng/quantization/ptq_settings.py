@@ -221,22 +221,24 @@ def metadata_of(tensor: Tensor) -> TensorQuantMetadata | None:
 
     Only outputs of the library's own wrappers (and what a user marked) carry it.
     """
-    found = tensor.__dict__.get("quant_metadata")
+    found: TensorQuantMetadata | None = getattr(tensor, "quant_metadata", None)
     if found is None:
         return None
-    version = tensor.__dict__.get("_quant_version")
+    version = getattr(tensor, "_quant_version", None)
     return found if version is None or version == _version(tensor) else None
 
 
 def with_metadata(tensor: Tensor, metadata: TensorQuantMetadata) -> Tensor:
     """``tensor``, a wrapper's fresh output, marked with its grid."""
-    tensor.__dict__["quant_metadata"] = metadata
-    tensor.__dict__["_quant_version"] = _version(tensor)
+    setattr(tensor, "quant_metadata", metadata)  # noqa: B010 - Tensor declares no such attribute
+    setattr(tensor, "_quant_version", _version(tensor))  # noqa: B010
     return tensor
 
 
 def _version(tensor: Tensor) -> int | None:
-    return None if tensor.is_inference() else tensor._version
+    if torch.compiler.is_compiling() or tensor.is_inference():
+        return None  # neither counts versions
+    return tensor._version
 
 
 def linear_quantize_clamp_with_metadata(tensor: Tensor, metadata: TensorQuantMetadata | None = None) -> Tensor:

@@ -494,3 +494,8 @@ def test_a_transformer_encoder(static):
         assert 0 < (model(x) - expected).abs().max() < 0.05 * expected.abs().max()
         padded = model(x, src_key_padding_mask=torch.zeros(2, 5, dtype=torch.bool))
     assert (padded - expected).abs().max() < 0.05 * expected.abs().max()
+
+
+def test_a_single_layer_is_refused():
+    with pytest.raises(ValueError, match="Sequential"):
+        PostTrainLinearQuantizer(nn.Linear(4, 2)).prepare_model(torch.randn(1, 4))
