@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
+import logging
 import traceback
 import warnings
 from collections import OrderedDict
@@ -32,6 +34,7 @@ _TORCH = str(Path(torch.__file__).parent)
 _OBSERVERS = tuple(
     f"distiller_ng.{part}" for part in ("pruning", "data_loggers", "knowledge_distillation", "graph", "policies")
 )
+_CHATTY = ("torch.fx.experimental.symbolic_shapes", "torch.export", "torch._export", "torch.fx")
 _OURS = str(Path(__file__).parent.parent)
 #: The name of the user's model inside a module of ours.
 _INNER = "_traced_model"
@@ -168,7 +171,7 @@ def trace(model: nn.Module, example_inputs: ExampleInputsLike) -> TracedModel:
     fast_path = torch.backends.mha.get_fastpath_enabled()
     try:
         torch.backends.mha.set_fastpath_enabled(False)
-        with evaluating(plain), warnings.catch_warnings():
+        with evaluating(plain), warnings.catch_warnings(), _quiet(), _masks_as_given():
             warnings.simplefilter("ignore")
             program = _exported(plain, inputs)
     except MODEL_FAILURES as error:
@@ -177,6 +180,39 @@ def trace(model: nn.Module, example_inputs: ExampleInputsLike) -> TracedModel:
         torch.backends.mha.set_fastpath_enabled(fast_path)
         torch.set_rng_state(rng)
     return TracedModel(plain, program, inputs)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """What torch's exporter logs when it stops (the graph so far) says less than our error does."""
+    loggers = [logging.getLogger(name) for name in _CHATTY]
+    before = [logger.disabled for logger in loggers]
+    for logger in loggers:
+        logger.disabled = True
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        for logger, state in zip(loggers, before, strict=True):
+            logger.disabled = state
+
+
+@contextlib.contextmanager
+def _masks_as_given() -> Iterator[None]:
+    """TransformerEncoder compares its mask's values to see whether it is causal, which cannot be traced; skip that.
+
+    The mask is used either way, so channels are the same.
+    """
+    module = nn.modules.transformer
+    detect = getattr(module, "_detect_is_causal_mask", None)
+    if detect is None:
+        yield
+        return
+    module._detect_is_causal_mask = lambda mask, is_causal=None, size=None: bool(is_causal)
+    try:
+        yield
+    finally:
+        module._detect_is_causal_mask = detect
 
 
 class _TensorsOnly(nn.Module):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from distiller_ng.core.masker import ParameterMasker
-from distiller_ng.errors import GraphError, listed
+from distiller_ng.errors import ArgumentError, GraphError, listed
 from distiller_ng.graph._failures import MODEL_FAILURES, failed_at
 from distiller_ng.graph.changes import record_change
 from distiller_ng.graph.inputs import ExampleInputs, ExampleInputsLike, as_example_inputs
@@ -81,6 +81,9 @@ def apply_plan(
     Raises :class:`GraphError` where the thinned model does not run or does not agree; then the model, the masks and the
     optimizers are as they were.
     """
+    if not isinstance(plan, ThinningPlan):
+        message = f"plan is a ThinningPlan (plan_thinning, ThinningPlan.load), got {type(plan).__name__}"
+        raise ArgumentError(message, argument=("plan",))
     if not plan:
         return ThinningReport(notes=plan.notes)
     _refuse_wrapped(model)

@@ -159,13 +159,18 @@ def _cut_states(
         for key, value in list(state.items()):
             if not isinstance(value, Tensor) or value.numel() == 1:
                 continue
-            if value.shape != tensor.shape:
+            if not _follows(value, tensor):
                 raise GraphError(
                     f"{type(optimizer).__name__} keeps {key!r} of shape {list(value.shape)} for {name!r} of shape "
                     f"{list(tensor.shape)}, which cannot be thinned with it: thin first and make a new optimizer"
                 )
             journal.note(partial(state.__setitem__, key, value))
-            state[key] = _without(value, cuts)
+            state[key] = _without(value, [cut for cut in cuts if value.shape[cut.dim] == cut.size])
+
+
+def _follows(value: Tensor, tensor: Tensor) -> bool:
+    """Whether state has the parameter's shape, or size 1 where it is a mean along a dimension (Adafactor's)."""
+    return value.dim() == tensor.dim() and all(a in (1, b) for a, b in zip(value.shape, tensor.shape, strict=True))
 
 
 def _cut_masker(masker: ParameterMasker, cut: Cut, journal: Journal) -> None:

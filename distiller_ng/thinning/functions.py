@@ -21,7 +21,15 @@ from distiller_ng.thinning.conflicts import first_wins
 from distiller_ng.thinning.plan import ThinningPlan
 from distiller_ng.thinning.zeros import Structures, Wish, silent_channels, wishes
 
-__all__ = ["Conflict", "contract_model", "example_inputs_for", "plan_thinning", "remove_channels", "remove_filters"]
+__all__ = [
+    "Conflict",
+    "contract_model",
+    "example_inputs_for",
+    "optimizers_of",
+    "plan_thinning",
+    "remove_channels",
+    "remove_filters",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -150,6 +158,19 @@ def example_inputs_for(
     return as_example_inputs(get_dummy_input(dataset, model_device(model), shape))
 
 
+def optimizers_of(optimizer: Any) -> list[Optimizer]:
+    """One optimizer, several or none as a list; raises :class:`ArgumentError` for anything else."""
+    several = list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
+    found = [one for one in several if one is not None]
+    for one in found:
+        if not isinstance(one, Optimizer):
+            raise ArgumentError(
+                f"optimizer is the torch optimizer whose state is to be cut, or a list of them; got {one!r}",
+                argument=("optimizer",),
+            )
+    return found
+
+
 def _remove(
     model: nn.Module,
     masks: Masks | None,
@@ -160,8 +181,10 @@ def _remove(
     options: Mapping[str, Any],
     verify: bool,
 ) -> ThinningReport:
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(f"model must be a torch.nn.Module, got {type(model).__name__}", argument=("model",))
+    optimizers = optimizers_of(optimizer)
     inputs = example_inputs_for(model, example_inputs, dataset)
-    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer or ())
     report = ThinningReport()
     for structures in steps:
         plan = plan_thinning(model, inputs, masks, structures=structures, **options)
