@@ -97,7 +97,6 @@ policies:
         (["--resume-from", "bad.yaml"], ["bad.yaml", "damaged"]),
         (["--exp-load-weights-from", "nowhere.pth.tar"], ["nowhere.pth.tar"]),
         (["--out-dir", "bad.yaml"], ["bad.yaml"]),
-        (["--summary", "png"], ["png"]),
         (["--gpus", "x"], ["--gpus"]),
     ],
 )

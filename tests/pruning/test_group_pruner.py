@@ -201,13 +201,13 @@ def test_pruning_after_thinning_is_relative_to_the_original_size(arguments):
     inputs = torch.zeros(1, 4)
     model = Sized(20)
     masks = decide(pruner, model, context(model, inputs=inputs))
-    assert len(dead(masks["one.weight"])) == (10 if "sparsity" in arguments else 11)
+    assert len(dead(masks["one.weight"])) == 10  # a budget may be missed by 2 %: eleven would end 4 % below it
     small = Sized(12)  # as if eight of them had been removed
     resumed = GroupPruner("p", "one.weight", **arguments)
     resumed.load_state_dict(pruner.state_dict())
     for later in (pruner, resumed):
         masks = decide(later, small, context(small, inputs=inputs))
-        assert len(dead(masks["one.weight"])) == (2 if "sparsity" in arguments else 3)
+        assert len(dead(masks["one.weight"])) == 2
     smallest = Sized(5)  # already below the level: nothing more goes
     masks = decide(pruner, smallest, context(smallest, inputs=inputs))
     assert dead(masks["one.weight"]) == []

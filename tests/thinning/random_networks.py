@@ -45,6 +45,8 @@ class RandomNet(nn.Module):
         self.blocks = nn.ModuleList()
         for pick in picks:
             choices = [b for b in self.choices(spec) if b.fits(spec)]
+            if not choices:  # pooled down to a single place
+                break
             block = choices[pick % len(choices)](spec, rng)
             spec = block.out
             self.blocks.append(block)
