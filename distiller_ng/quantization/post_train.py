@@ -46,9 +46,10 @@ class PostTrainLinearQuantizer(LinearQuantParameters, Quantizer):
     only. In the model, batch norms are folded into the layers before them, a ReLU is taken into the module before it,
     and every module becomes a wrapper (``model.conv1.wrapped_module``). The model must be in eval mode to run.
     ``bits_parameters``: of weights. ``bits_accum``: of accumulators and biases. ``fp16``: deprecated, write
-    ``fpq_module: 16``. ``overrides`` set for single modules the bits and ``mode``, ``per_channel_wts``, ``clip_acts``, ``clip_n_stds``,
-    ``clip_half_range``, ``scale_approx_mult_bits``, ``input_overrides``, ``inputs_quant_auto_fallback``,
-    ``fpq_module``, ``fake``, ``make_identity``, ``quantize_inputs``, ``save_fp_weights``, ``also_clip_weights``::
+    ``fpq_module: 16``. ``overrides`` set for single modules the bits and ``mode``, ``per_channel_wts``, ``clip_acts``,
+    ``clip_n_stds``, ``clip_half_range``, ``scale_approx_mult_bits``, ``input_overrides``,
+    ``inputs_quant_auto_fallback``, ``fpq_module``, ``fake``, ``make_identity``, ``quantize_inputs``,
+    ``save_fp_weights``, ``also_clip_weights``::
 
         quantizers:
           post_train:
