@@ -20,7 +20,7 @@ from distiller_ng.pruning.base import Scope
 from distiller_ng.pruning.group_pruner import GroupPruner
 from distiller_ng.pruning.importance.base import ImportanceLike
 from distiller_ng.thinning.apply import ThinningReport, apply_plan
-from distiller_ng.thinning.functions import plan_thinning
+from distiller_ng.thinning.functions import optimizers_of, plan_thinning
 from distiller_ng.thinning.plan import ThinningPlan
 
 __all__ = ["Calibrate", "plan_structures", "prune_structures"]
@@ -106,7 +106,7 @@ def prune_structures(
         report = prune_structures(model, torch.randn(1, 3, 224, 224), target={"macs": 0.5}, round_to=8)
         print(report)  # parameters 11,689,512 -> 4,012,880; relative error against the masked model 1.2e-06, ...
     """
-    optimizers = _optimizers(optimizer)
+    optimizers = optimizers_of(optimizer)
     plan = plan_structures(
         model,
         example_inputs,
@@ -120,13 +120,3 @@ def prune_structures(
         calibrate=calibrate,
     )
     return apply_plan(model, plan, example_inputs, optimizers=optimizers, warn=False)
-
-
-def _optimizers(given: Optimizer | Sequence[Optimizer] | None) -> list[Optimizer]:
-    found = [given] if isinstance(given, Optimizer) else given
-    if found is None:
-        return []
-    if not isinstance(found, Sequence) or not all(isinstance(each, Optimizer) for each in found):
-        message = f"optimizer is a torch optimizer or a list of them, got {given!r}"
-        raise ArgumentError(message, argument=("optimizer",))
-    return list(found)

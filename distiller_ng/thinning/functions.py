@@ -165,7 +165,7 @@ def optimizers_of(optimizer: Any) -> list[Optimizer]:
     for one in found:
         if not isinstance(one, Optimizer):
             raise ArgumentError(
-                f"optimizer is the torch optimizer whose state is to be cut, or a list of them; got {one!r}",
+                f"optimizer is a torch optimizer whose state is to be cut, or a list of them; got {one!r}",
                 argument=("optimizer",),
             )
     return found
