@@ -13,17 +13,15 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import os
-import platform
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from _measuring import Step, interleave, machine, ratio
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -32,7 +30,6 @@ from distiller_ng.knowledge_distillation import CachedTeacher, DistillationLossW
 from distiller_ng.models import create_model
 from distiller_ng.policies.knowledge_distillation import KnowledgeDistillationPolicy
 
-Step = Callable[[], None]
 WEIGHTS, TEMPERATURE = DistillationLossWeights(0.7, 0.3, 0), 4.0
 BATCHES = 4  # different ones, over and over
 
@@ -187,27 +184,6 @@ class Cached(Scheduled):
 FOLDER = ""  # of the stored logits, set in main
 
 
-def interleave(steps: dict[str, Step], seconds: float, least: int) -> dict[str, list[float]]:
-    """CPU seconds of each variant, called in turn (in a rotating order) until the time is used up."""
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for step in steps.values():
-        step(), step()
-    order, start, rounds = list(steps), time.perf_counter(), 0
-    while rounds < least or time.perf_counter() - start < seconds:
-        for name in order:
-            begin = time.process_time()
-            steps[name]()
-            times[name].append(time.process_time() - begin)
-        order = order[1:] + order[:1]
-        rounds += 1
-    return times
-
-
-def ratio(times: dict[str, list[float]], name: str, base: str) -> float:
-    """Median over rounds of the ratio of two variants timed in the same round."""
-    return statistics.median(a / b for a, b in zip(times[name], times[base], strict=True))
-
-
 def measure(case: str, seconds: float, least: int) -> Iterator[dict[str, Any]]:
     """Both goals for one pair of models, and what features of a layer cost beside them."""
     make_student, make_teacher, shape, layers = CASES[case]
@@ -267,18 +243,9 @@ def main() -> int:
                 results.append(result)
                 print(json.dumps(result), flush=True)
     if arguments.output:
-        machine = {"cpu": _cpu(), "cores": os.cpu_count(), "torch": torch.__version__, "threads": 1}
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
+        arguments.output.write_text(json.dumps({"machine": machine(), "results": results}, indent=1) + "\n")
     return 0
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 if __name__ == "__main__":

@@ -11,11 +11,8 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import os
-import platform
 import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -23,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from _measuring import interleave, machine, ratio
 from torch import nn
 from torch.nn.utils import parametrize, prune
 
@@ -32,8 +30,6 @@ from distiller_ng.models import create_model
 from distiller_ng.policies.pruning import PruningPolicy
 from distiller_ng.policies.regularization import RegularizationPolicy
 from distiller_ng.pruning import MagnitudePruner, SparsityLevelParameterPruner
-
-Step = Callable[[], None]
 
 
 class Transformer(nn.Module):
@@ -171,27 +167,6 @@ VARIANTS: dict[str, type[Plain]] = {
 }
 
 
-def interleave(steps: dict[str, Step], seconds: float, least: int = 5) -> dict[str, list[float]]:
-    """CPU seconds of each variant, called in turn (in a rotating order) until the time is used up."""
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for step in steps.values():
-        step(), step()
-    order, start, rounds = list(steps), time.perf_counter(), 0
-    while rounds < least or time.perf_counter() - start < seconds:
-        for name in order:
-            begin = time.process_time()
-            steps[name]()
-            times[name].append(time.process_time() - begin)
-        order = order[1:] + order[:1]
-        rounds += 1
-    return times
-
-
-def ratio(times: dict[str, list[float]], name: str, base: str) -> float:
-    """Median over rounds of the ratio of two variants timed in the same round."""
-    return statistics.median(a / b for a, b in zip(times[name], times[base], strict=True))
-
-
 def held_masks(seconds: float, rounds: int = 5) -> Iterator[dict[str, Any]]:
     """A held mask against the floor and the peers, for each model, over at least so many rounds."""
     for case, (make, shape) in CASES.items():
@@ -313,18 +288,9 @@ def main() -> int:
         results.append(measure(seconds / 2))
         print(json.dumps(results[-1]), flush=True)
     if arguments.output:
-        machine = {"cpu": _cpu(), "cores": os.cpu_count(), "torch": torch.__version__, "threads": 1}
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
+        arguments.output.write_text(json.dumps({"machine": machine(), "results": results}, indent=1) + "\n")
     return 0
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 if __name__ == "__main__":

@@ -16,8 +16,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import os
-import platform
 import statistics
 import time
 import warnings
@@ -26,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _measuring import machine
 from _networks import NETWORKS
 from torch import Tensor, nn
 
@@ -189,14 +188,7 @@ def main() -> None:
         names = args.models or (["resnet20", "inception", "unet", "lstm"] if args.quick else list(NETWORKS))
         lines = structure(names, 1 if args.quick else 5)
     if args.output:
-        machine = {
-            "processor": platform.processor() or platform.machine(),
-            "cpus": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        }
-        args.output.write_text(json.dumps({"machine": machine, "quick": args.quick, "lines": lines}, indent=1) + "\n")
+        args.output.write_text(json.dumps({"machine": machine(), "quick": args.quick, "lines": lines}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
