@@ -23,6 +23,7 @@ __all__ = [
     "create_mask_threshold_criterion",
     "global_threshold_masks",
     "lowest_k_mask",
+    "lowest_k_masks",
     "lowest_structures",
     "mask_tensor",
     "nm_mask",
@@ -107,6 +108,22 @@ def lowest_k_mask(scores: Tensor, k: int, *, pattern: NMPattern | None = None) -
         k -= dropped_first
     flat[pool] = lowest_k_mask(scores.detach().reshape(-1)[pool], k).to(flat.dtype)
     return mask
+
+
+def lowest_k_masks(scores: Sequence[Tensor], k: int, *, absolute: bool = False) -> list[Tensor]:
+    """One ranking over several tensors: prune exactly the ``k`` lowest scores of them all.
+
+    ``absolute=True`` ranks magnitudes and so takes weights directly. Equal scores go by order of tensors, then index.
+
+    >>> lowest_k_masks([torch.tensor([1.0, -4.0]), torch.tensor([2.0, 3.0])], 2, absolute=True)
+    [tensor([0., 1.]), tensor([0., 1.])]
+
+    Raises :class:`ArgumentError` when k is not in ``0 .. total`` or a score is NaN.
+    """
+    total = sum(score.numel() for score in scores)
+    if not 0 <= k <= total:
+        raise ArgumentError(f"cannot prune {k} of {total} values", argument=("k",))
+    return _exact_masks([score.detach() for score in scores], k, absolute=absolute)
 
 
 def global_threshold_masks(scores: Sequence[Tensor], sparsity: float, *, absolute: bool = False) -> list[Tensor]:
