@@ -27,7 +27,7 @@ from distiller_ng.graph._inlining import inline_regions
 from distiller_ng.graph.inputs import ExampleInputs, ExampleInputsLike, as_example_inputs, flat_tensors
 from distiller_ng.names import canonical_name, unwrap
 
-__all__ = ["TracedModel", "evaluating", "trace"]
+__all__ = ["TracedModel", "evaluating", "exported_program", "trace"]
 
 _TORCH = str(Path(torch.__file__).parent)
 #: Parts of this library whose forward hooks only look.
@@ -167,19 +167,29 @@ def trace(model: nn.Module, example_inputs: ExampleInputsLike) -> TracedModel:
     """
     inputs = as_example_inputs(example_inputs)
     plain = unwrap(model)
+    return TracedModel(plain, exported_program(plain, inputs), inputs)
+
+
+def exported_program(
+    model: nn.Module, inputs: ExampleInputs, *, dynamic_shapes: Any = None
+) -> torch.export.ExportedProgram:
+    """What ``torch.export`` makes of one evaluation-mode forward pass of an unwrapped ``model``.
+
+    ``dynamic_shapes`` as torch has them (``torch.export.ShapesCollection`` fits any structure of inputs). The model,
+    its modes and its random state are left as they were. Raises :class:`GraphError` as :func:`trace` does.
+    """
     rng = torch.get_rng_state()
     fast_path = torch.backends.mha.get_fastpath_enabled()
     try:
         torch.backends.mha.set_fastpath_enabled(False)
-        with evaluating(plain), warnings.catch_warnings(), _quiet(), _masks_as_given():
+        with evaluating(model), warnings.catch_warnings(), _quiet(), _masks_as_given():
             warnings.simplefilter("ignore")
-            program = _exported(plain, inputs)
+            return _exported(model, inputs, dynamic_shapes)
     except MODEL_FAILURES as error:
-        raise GraphError(_failure(plain, error)) from error
+        raise GraphError(_failure(model, error)) from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
         torch.set_rng_state(rng)
-    return TracedModel(plain, program, inputs)
 
 
 @contextlib.contextmanager
@@ -226,13 +236,14 @@ class _TensorsOnly(nn.Module):
         return flat_tensors(getattr(self, _INNER)(*args, **kwargs))
 
 
-def _exported(model: nn.Module, inputs: ExampleInputs) -> torch.export.ExportedProgram:
+def _exported(model: nn.Module, inputs: ExampleInputs, dynamic_shapes: Any) -> torch.export.ExportedProgram:
+    settings = {"strict": False, "dynamic_shapes": dynamic_shapes}
     try:
-        return torch.export.export(model, inputs.args, dict(inputs.kwargs), strict=False)
+        return torch.export.export(model, inputs.args, dict(inputs.kwargs), **settings)
     except RuntimeError as error:
         if "not a known type" not in str(error):
             raise
-    return torch.export.export(_TensorsOnly(model), inputs.args, dict(inputs.kwargs), strict=False)
+    return torch.export.export(_TensorsOnly(model), inputs.args, dict(inputs.kwargs), **settings)
 
 
 def _own_name(path: str) -> str:
