@@ -19,6 +19,7 @@ from distiller_ng.ops.linear_quantization import QuantizationParameters
 from distiller_ng.quantization._activations import touched
 from distiller_ng.quantization._derived import Derived, derive_
 from distiller_ng.quantization.q_utils import FP_BKP_PREFIX
+from distiller_ng.quantization.weight_functions import uniform_grid
 
 __all__ = [
     "QUANTIZABLE_LAYERS",
@@ -141,7 +142,7 @@ class QuantizedLayer(Derived):
     def quantization_parameters(self, name: str = "weight") -> QuantizationParameters | None:
         """The grid of a parameter as it is now, as exporters need it; None where the method has no uniform one."""
         how, parameter = self.quantized_parameters.get(name), self.folded(name)
-        grid = getattr(how.function, "grid", None) if how is not None else None
+        grid = None if how is None else uniform_grid(how.function)
         if how is None or grid is None or parameter is None:
             return None
         found: QuantizationParameters = grid(parameter, how.described(self, name))

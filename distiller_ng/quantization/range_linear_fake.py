@@ -177,14 +177,18 @@ class RangeLinearEmbeddingWrapper(OutputGrid):
         values = linear_dequantize(integers, self.w_scale, self.w_zero_point).to(dtype)
         self.wrapped_module.weight = nn.Parameter(values, requires_grad=False)
 
+    def readjust(self) -> None:
+        """Put the table on the grid that ``w_scale`` and ``w_zero_point`` describe now."""
+        self.force_readjust.fill_(False)
+        table: Tensor = self.wrapped_module.weight.detach()  # type: ignore[operator]
+        kept = self._buffers.get("float_weight")
+        self._put_on_grid(table.to(self.w_scale.dtype) if kept is None else kept, table.dtype)
+
     def forward(self, *inputs: Tensor) -> Tensor:
         """The rows of the quantized table, marked with its grid."""
         self.check_eval()
         if bool(self.force_readjust):
-            self.force_readjust.fill_(False)
-            table: Tensor = self.wrapped_module.weight.detach()  # type: ignore[operator]
-            kept = self._buffers.get("float_weight")
-            self._put_on_grid(table.to(self.w_scale.dtype) if kept is None else kept, table.dtype)
+            self.readjust()
         self.num_forwards += 1
         grid = self.wts_quant_settings.metadata(self.w_scale, self.w_zero_point)
         return with_metadata(self.wrapped_module(*inputs), grid)

@@ -158,18 +158,35 @@ class RangeLinearQuantWrapper(OutputGrid):
                 f"input {index} of {type(self.wrapped_module).__name__} is not quantized: quantize the operation that "
                 f"makes it, set input_overrides: {{{index}: {{from_output: true}}}}, or inputs_quant_auto_fallback"
             )
-        settings = self._fallback() if override is None else override
-        if settings.num_bits is None:
-            return None
         if not self.preset_act_stats:
+            settings = self._input_settings(index)
+            if settings.num_bits is None:
+                return None
             return settings.metadata(*settings.of_tensor(value, self.scale_approx_mult_bits))
+        found = self.input_grid(index)
+        if found is None:
+            return None
+        settings, scale, zero_point = found
+        return _moved(settings.metadata(scale, zero_point), value.device)
+
+    def input_grid(self, index: int) -> tuple[QuantSettings, Tensor, Tensor] | None:
+        """How an input that nobody quantized is quantized by its statistics: settings, scale and zero point.
+
+        None where it stays as it is. Raises :class:`CalibrationError` for an input the statistics do not have.
+        """
+        settings = self._input_settings(index)
+        if settings.num_bits is None or not self.quantize_inputs or not self.requires_quantized_inputs:
+            return None
         if index not in self._input_stats:
             raise CalibrationError(
                 f"the statistics of {type(self.wrapped_module).__name__} have nothing about its input {index}, which "
                 "needs to be quantized: collect them again"
             )
-        scale, zero_point = settings.of_stats(self._input_stats[index], self.scale_approx_mult_bits)
-        return _moved(settings.metadata(scale, zero_point), value.device)
+        return settings, *settings.of_stats(self._input_stats[index], self.scale_approx_mult_bits)
+
+    def _input_settings(self, index: int) -> QuantSettings:
+        override = self.input_overrides.get(index)
+        return self._fallback() if override is None else override
 
     def _fallback(self) -> QuantSettings:
         output = self.output_quant_settings

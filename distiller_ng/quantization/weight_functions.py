@@ -7,6 +7,7 @@ as it is. ``param_meta`` is the number of bits, or anything with ``num_bits`` (w
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ __all__ = [
     "linear_weight_parameters",
     "lsq_initial_step",
     "lsq_quantize_param",
+    "uniform_grid",
     "wrpn_quantize_param",
     "wrpn_weight_parameters",
     "xnor_initial_scale",
@@ -160,6 +162,23 @@ def xnor_weight_parameters(param_fp: Tensor) -> QuantizationParameters:
 def xnor_initial_scale(weight: Tensor, *, axis: int = 0) -> Tensor:
     """The mean magnitude of each filter, ``[C_o]``: XNOR-Net's scale, where XNOR-Net++ starts to learn."""
     return weight.detach().movedim(axis, 0).flatten(1).abs().mean(dim=1)
+
+
+def uniform_grid(function: Any) -> Callable[[Tensor, Any], QuantizationParameters] | None:
+    """What gives the grid a ``param_quantization_fn`` lands on, from parameter and bits; None where there is none.
+
+    A function of one's own says so with an attribute ``grid``: ``function.grid(parameter, param_meta)``.
+    """
+    known = {id(made): grid for made, grid in _GRIDS}
+    found: Callable[[Tensor, Any], QuantizationParameters] | None = getattr(function, "grid", known.get(id(function)))
+    return found
+
+
+_GRIDS: tuple[tuple[Any, Callable[[Tensor, Any], QuantizationParameters]], ...] = (
+    (dorefa_quantize_param, dorefa_weight_parameters),
+    (wrpn_quantize_param, wrpn_weight_parameters),
+    (xnor_quantize_param, lambda parameter, meta: xnor_weight_parameters(parameter)),
+)
 
 
 def _grid(low: Tensor, high: Tensor, bits: int, mode: LinearQuantMode, axis: int | None) -> QuantizationParameters:
