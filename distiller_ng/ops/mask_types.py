@@ -131,7 +131,7 @@ class MaskType:
         return (sums / members).reshape(-1)
 
     def expand(self, kept: Tensor, like: Tensor) -> Tensor:
-        """A mask of ``like``'s shape and dtype that has each group's entry of ``kept`` ``[groups]`` at all its weights."""
+        """A mask of ``like``'s shape and dtype: each group's entry of ``kept`` ``[groups]`` at all its weights."""
         dim = self.structure_dim
         kept = kept.to(like.dtype)
         if dim is not None:

@@ -15,7 +15,8 @@ from distiller_ng.core.context import StepContext
 from distiller_ng.core.window import PolicyWindow
 from distiller_ng.errors import ArgumentError, ScheduleWarning
 from distiller_ng.names import ParameterIndex
-from distiller_ng.ops.masks import global_threshold_masks, lowest_k_mask
+from distiller_ng.ops.mask_types import MaskType, create_masks
+from distiller_ng.ops.masks import lowest_k_mask
 from distiller_ng.ops.patterns import nm_mask
 from distiller_ng.pruning._checks import check_map, check_number
 from distiller_ng.pruning._ranking import rank_together
@@ -147,11 +148,26 @@ class LevelPruner(Pruner):
 
 
 class ElementLevelPruner(LevelPruner):
-    """Prunes single weights of lowest magnitude: exactly ``int(level * n)``, equal ones by index."""
+    """Prunes single weights, or groups of them (``mask_type``), of lowest score; equal ones by index.
+
+    Exactly ``rounding(level * n)`` of ``n`` go; by default ``int`` of it, and the score is the magnitude.
+    """
+
+    mask_type: MaskType = MaskType()
+    #: Whether :meth:`scores` are signed values of which the magnitudes are ranked.
+    ranks_magnitudes: ClassVar[bool] = True
 
     @abstractmethod
     def targets(self) -> Any:
         """What the user named."""
+
+    def scores(self, name: str, ctx: StepContext) -> Tensor:
+        """What is ranked, in the parameter's shape: the lowest go."""
+        return ctx.weight(name)
+
+    def rounding(self, number: float) -> int:
+        """From a share of the weights to a number of them."""
+        return int(number)
 
     def compute_masks(self, group: MaskGroup, ctx: StepContext) -> Mapping[str, Tensor]:
         """Each tensor alone, or one ranking over all of them."""
@@ -161,37 +177,43 @@ class ElementLevelPruner(LevelPruner):
             masks = {name: self._layer_mask(name, level, ctx) for name, level in levels.items()}
         return {name: mask for name, mask in masks.items() if mask is not None}
 
+    def _magnitudes(self, scores: Tensor) -> Tensor:
+        return scores.abs() if self.ranks_magnitudes else scores
+
     def _layer_mask(self, name: str, level: float | None, ctx: StepContext) -> Tensor | None:
-        weight = ctx.weight(name)
+        scores = self.scores(name, ctx)
         if level is None:
-            return None if self.pattern is None else nm_mask(weight.abs(), self.pattern)
-        k = int(level * weight.numel())
+            return None if self.pattern is None else nm_mask(self._magnitudes(scores), self.pattern)
+        k = self.rounding(level * scores.numel())
         if k == 0:
             return self.dense_mask(name, ctx)
-        if self.pattern is None:
-            return global_threshold_masks([weight], level, absolute=True)[0]  # spares the copy that abs() makes
-        return lowest_k_mask(weight.abs(), k, pattern=self.pattern)
+        if self.pattern is not None:
+            return lowest_k_mask(self._magnitudes(scores), k, pattern=self.pattern)
+        return self._create([scores], [level])[0]
 
     def _global_masks(self, levels: Mapping[str, float | None], ctx: StepContext) -> dict[str, Tensor | None] | None:
         """None where there is nothing to rank together."""
         ranked = {name: level for name, level in levels.items() if level}
-        weights = [ctx.weight(name) for name in ranked]
-        k = self._global_count(ranked, weights)
+        scores = [self.scores(name, ctx) for name in ranked]
+        k = self._global_count(ranked, scores)
         if k == 0:
             return None
-        distinct = set(ranked.values())
-        if len(distinct) == 1 and self.pattern is None:
-            found = global_threshold_masks(weights, distinct.pop(), absolute=True)
+        if self.pattern is None:
+            found = self._create(scores, list(ranked.values()))
         else:
-            found = rank_together([weight.abs() for weight in weights], k, pattern=self.pattern)
+            found = rank_together([self._magnitudes(score) for score in scores], k, pattern=self.pattern)
         masks = {name: self._layer_mask(name, level, ctx) for name, level in levels.items() if name not in ranked}
         masks.update(zip(ranked, found))
         return masks
 
-    @staticmethod
-    def _global_count(levels: Mapping[str, float], weights: list[Tensor]) -> int:
+    def _create(self, scores: list[Tensor], levels: list[float]) -> list[Tensor]:
+        together = self.scope == "global"
+        options = {"together": together, "rounding": self.rounding, "absolute": self.ranks_magnitudes}
+        return create_masks(scores, levels, self.mask_type, **options)  # type: ignore[arg-type]
+
+    def _global_count(self, levels: Mapping[str, float], scores: list[Tensor]) -> int:
         """How many weights the levels mean in all, each level counted once over all its tensors."""
         totals: dict[float, int] = {}
-        for level, weight in zip(levels.values(), weights):
-            totals[level] = totals.get(level, 0) + weight.numel()
-        return int(math.fsum(level * total for level, total in totals.items()))
+        for level, score in zip(levels.values(), scores):
+            totals[level] = totals.get(level, 0) + score.numel()
+        return self.rounding(math.fsum(level * total for level, total in totals.items()))
