@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from distiller_ng.core.position import TrainPosition
+from distiller_ng.core.samples import GradientSampler, SampleSource
 from distiller_ng.core.window import PolicyWindow
-from distiller_ng.errors import ArgumentError
+from distiller_ng.errors import ArgumentError, CalibrationError
 from distiller_ng.graph.changes import removed_entries
 from distiller_ng.graph.dependency import DependencyGraph
 from distiller_ng.graph.provider import ModelGraph
@@ -36,8 +37,8 @@ class StepContext:
 
     ``is_step`` is False for the micro-batches of gradient accumulation that do not begin (``on_minibatch_begin``) or
     complete (``on_minibatch_end``) an optimizer step. ``metrics`` maps ``"min"``/``"max"`` to the values the loop
-    reported. ``graph`` follows the model's channels, ``compat`` asks for the ancestor's rules. ``ranking_weights``
-    replaces weights for ranking only (batch-norm folding).
+    reported. ``graph`` follows the model's channels, ``data`` knows minibatches to sample, ``compat`` asks for the
+    ancestor's rules. ``ranking_weights`` replaces weights for ranking only (batch-norm folding).
     """
 
     model: nn.Module
@@ -51,6 +52,7 @@ class StepContext:
     is_step: bool = True
     is_last_minibatch: bool = False
     graph: ModelGraph | None = None
+    data: SampleSource = field(default_factory=SampleSource)
     compat: Compat | None = None
     ranking_weights: Mapping[str, Tensor] = field(default_factory=lambda: _NO_TENSORS)
 
@@ -80,6 +82,29 @@ class StepContext:
     def progress(self) -> float:
         """How much of the policy's window has passed, 0..1; see :meth:`PolicyWindow.progress`."""
         return self.window.progress(self.position)
+
+    @property
+    def sampler(self) -> GradientSampler:
+        """The sampler of the run; raises :class:`CalibrationError` while there is none."""
+        sampler = self.data.sampler
+        if sampler is None:
+            raise CalibrationError(
+                "no data to look at: use the short form (for batch in scheduler.minibatches(loader)), or set "
+                "scheduler.grad_sampler = GradientSampler(loader, loss=criterion)"
+            )
+        return sampler
+
+    def gradients(
+        self, names: Sequence[str], count: int, options: Mapping[str, Any] | None = None
+    ) -> Iterator[dict[str, Tensor]]:
+        """``count`` gradients of the loss by name, each of one minibatch, of masked weights too.
+
+        ``options`` go to the builder of the user's sampler. See :meth:`GradientSampler.gradients`; raises
+        :class:`CalibrationError` where there is nothing to sample.
+        """
+        wanted = {name: self.parameters[name] for name in names}
+        with self.masks.gradients_unmasked():
+            yield from self.sampler.with_options(options).gradients(self.model, wanted, count)
 
     def weight(self, name: str) -> Tensor:
         """The tensor to rank for the parameter ``name``: its detached data, or the batch-norm folded version."""

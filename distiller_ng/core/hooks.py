@@ -19,6 +19,7 @@ from distiller_ng.core.masks import MaskRegistry
 from distiller_ng.core.policy import LossComponent, Policy, PolicyLoss
 from distiller_ng.core.position import TrainPosition
 from distiller_ng.core.resume import ResumePoint
+from distiller_ng.core.samples import GradientSampler, GradientSamplerLike, SampleSource
 from distiller_ng.core.summary import CompressionSummary, summarize
 from distiller_ng.core.window import PolicyWindow
 from distiller_ng.errors import ArgumentError, LifecycleError
@@ -53,6 +54,7 @@ class HookDriver:
         self.optimizer: Optimizer | None = None
         self._given_inputs = example_inputs
         self.graph = ModelGraph(model, example_inputs)
+        self.data = SampleSource()
         self.accumulation_steps = accumulation_steps
         self.compat = checked_compat(compat)
         self._entries: list[Entry] = []
@@ -108,6 +110,19 @@ class HookDriver:
     def example_inputs(self, value: ExampleInputsLike | None) -> None:
         self._given_inputs = value
         self.graph.example_inputs = value
+
+    @property
+    def grad_sampler(self) -> GradientSampler | None:
+        """Where pruners that need gradients or calibration data get them; None while nothing is known.
+
+        Assign a :class:`GradientSampler`, a loader, or SparseML's ``{"data_loader_builder": ..., "loss_function":
+        ...}``. Without one, the loader that ``minibatches(loader)`` goes through is used.
+        """
+        return self.data.sampler
+
+    @grad_sampler.setter
+    def grad_sampler(self, value: GradientSamplerLike | None) -> None:
+        self.data.give(value)
 
     @property
     def zeros_mask_dict(self) -> MaskRegistry:
@@ -379,6 +394,7 @@ class HookDriver:
             optimizer=self.optimizer,
             metrics=self._metrics,
             graph=self.graph,
+            data=self.data,
             compat=self.compat,
             **extra,
         )

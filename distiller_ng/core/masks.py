@@ -6,6 +6,7 @@ their product. A mask assigned directly (``registry[name].mask = t``) belongs to
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from functools import partial
 from itertools import chain
@@ -174,6 +175,17 @@ class MaskRegistry(MutableMapping[str, ParameterMasker]):
     def is_attached(self) -> bool:
         """Whether some optimizer projects by itself."""
         return bool(self._attached)
+
+    @contextlib.contextmanager
+    def gradients_unmasked(self) -> Iterator[None]:
+        """Inside, gradients of masked weights are what they are: the hooks that zero them are off."""
+        for masker in self._maskers.values():
+            masker.drop_gradient_hook()
+        try:
+            yield
+        finally:
+            for name, masker in self._maskers.items():
+                masker.sync_gradient_hook(self.parameters[name])
 
     # -- state ------------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["ResumePoint", "capture_rng", "restore_rng"]
+__all__ = ["ResumePoint", "capture_rng", "loader_generators", "restore_rng"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,3 +66,12 @@ def restore_rng(state: Mapping[str, Any]) -> None:
     torch.set_rng_state(state["torch"].cpu())
     for device, cuda in enumerate(state["cuda"][: torch.cuda.device_count()]):
         torch.cuda.set_rng_state(cuda.cpu(), device)
+
+
+def loader_generators(loader: Any) -> dict[str, torch.Generator]:
+    """A loader's and its sampler's own generators, each once."""
+    found = {"loader": getattr(loader, "generator", None)}
+    sampler = getattr(getattr(loader, "sampler", None), "generator", None)
+    if sampler is not found["loader"]:
+        found["sampler"] = sampler
+    return {name: generator for name, generator in found.items() if generator is not None}

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from distiller_ng.core.resume import capture_rng, restore_rng
+from distiller_ng.core.resume import capture_rng, loader_generators, restore_rng
 from distiller_ng.core.state import StatefulScheduler
 from distiller_ng.errors import ArgumentError, LifecycleError
 
@@ -118,7 +118,8 @@ class CompressionScheduler(StatefulScheduler):
     def _start(self, loader: Iterable[B], total: int) -> tuple[Iterator[B], int]:
         """An iterator over the epoch's loader, moved to where the epoch stands, and the next minibatch's id."""
         life, resume = self._lifecycle, self._resume
-        self._generators = _generators(loader)
+        self._generators = loader_generators(loader)
+        self.data.see_loader(loader)
         if hasattr(getattr(loader, "sampler", None), "set_epoch"):
             loader.sampler.set_epoch(life.epoch)  # type: ignore[attr-defined]
         self._resume = None
@@ -155,15 +156,6 @@ def _length(loader: Iterable[Any]) -> int:
         raise ArgumentError(
             f"{type(loader).__name__} has no length: say minibatches(loader, length=minibatches_per_epoch)"
         ) from None
-
-
-def _generators(loader: Any) -> dict[str, torch.Generator]:
-    """The loader's and its sampler's own generators, each once."""
-    found = {"loader": getattr(loader, "generator", None)}
-    sampler = getattr(getattr(loader, "sampler", None), "generator", None)
-    if sampler is not found["loader"]:
-        found["sampler"] = sampler
-    return {name: generator for name, generator in found.items() if generator is not None}
 
 
 def _set_generators(generators: Mapping[str, torch.Generator], states: Mapping[str, Tensor]) -> None:
