@@ -17,6 +17,7 @@ from distiller_ng.quantization.lsq import LSQQuantizer
 from distiller_ng.quantization.ncf import NCFQuantAwareTrainQuantizer
 from distiller_ng.quantization.pact import PACTQuantizer
 from distiller_ng.quantization.post_train import PostTrainLinearQuantizer
+from distiller_ng.quantization.ptq_arguments import add_post_train_quant_args
 from distiller_ng.quantization.ptq_settings import ModuleQuantMode, TensorQuantMetadata
 from distiller_ng.quantization.pytorch_quant_conversion import (
     distiller_qparams_to_pytorch,
@@ -113,6 +114,7 @@ __all__ = [
     "XNORQuantizer",
     "XnorActivation",
     "XnorScale",
+    "add_post_train_quant_args",
     "approx_scale_as_mult_and_shift",
     "asymmetric_linear_quantization_params",
     "clamp",

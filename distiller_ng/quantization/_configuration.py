@@ -11,10 +11,13 @@ from typing import Any
 
 from torch import nn
 
+from distiller_ng.quantization.ptq_settings import ModuleQuantMode
+
 __all__ = ["QuantizerConfig", "constructor_arguments", "is_marked", "mark", "marked_modules", "quantization_of"]
 
 _MARK = "quantized_by"
-_LIVE_ARGUMENTS = ("self", "model", "optimizer")
+# Statistics are kept in the layout, in whatever form they were given.
+_LIVE_ARGUMENTS = ("self", "model", "optimizer", "model_activation_stats")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +66,10 @@ def constructor_arguments(cls: type, args: tuple[Any, ...], kwargs: Mapping[str,
 def _plain(value: Any) -> Any:
     if isinstance(value, Enum):
         return value.name
+    if isinstance(value, ModuleQuantMode):
+        return {"activations": value.activations.name, "weights": value.weights.name}
     if isinstance(value, Mapping):
-        return {key: _plain(entry) for key, entry in value.items()}
+        return {str(key) if type(key) is int else key: _plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(entry) for entry in value]
     return value

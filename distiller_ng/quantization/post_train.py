@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import warnings
 from collections.abc import Mapping
@@ -16,8 +17,10 @@ from distiller_ng.graph.bn_folding import fold_batch_norms, foldable_pairs
 from distiller_ng.graph.summary_graph import SummaryGraph
 from distiller_ng.names import canonical_name
 from distiller_ng.ops.linear_quantization import LinearQuantMode
+from distiller_ng.quantization._configuration import constructor_arguments
 from distiller_ng.quantization._replacement import ReplaceFn
 from distiller_ng.quantization.base import QUANTIZERS, Quantizer
+from distiller_ng.quantization.ptq_arguments import quantizer_from_args
 from distiller_ng.quantization.ptq_fusion import (
     Fusion,
     clip_statistics,
@@ -25,6 +28,7 @@ from distiller_ng.quantization.ptq_fusion import (
     functional_operations,
     fusions,
 )
+from distiller_ng.quantization.ptq_layout import dummy_input_of, layout_of, stats_of
 from distiller_ng.quantization.ptq_older_order import older_order
 from distiller_ng.quantization.ptq_parameters import LinearQuantParameters
 from distiller_ng.quantization.ptq_replacing import WrapperFactory, is_wrappable, needs_no_statistics
@@ -94,6 +98,9 @@ class PostTrainLinearQuantizer(LinearQuantParameters, Quantizer):
                 overrides, per_channel_wts, model_activation_stats, fp16
             )
             fp16 = False
+            given = {"overrides": overrides, "per_channel_wts": per_channel_wts, "mode": mode, "clip_acts": clip_acts}
+            bits = (bits_activations, bits_parameters, bits_accum)
+            self._arguments = constructor_arguments(type(self), (model, *bits), given)
         if not isinstance(fp16, bool):
             raise ArgumentError(f"fp16 must be true or false, got {fp16!r}", argument=("fp16",))
         if fp16:
@@ -123,6 +130,14 @@ class PostTrainLinearQuantizer(LinearQuantParameters, Quantizer):
         if model_activation_stats is not None and isinstance(model, nn.Module):
             self.model_activation_stats = load_quant_stats(model_activation_stats, model)
         super().__init__(model, None, bits_activations, bits_parameters, bits_accum, overrides)
+
+    @classmethod
+    def from_args(cls, model: nn.Module, args: argparse.Namespace) -> PostTrainLinearQuantizer:
+        """The quantizer that command-line arguments of ``add_post_train_quant_args`` describe.
+
+        Raises :class:`ArgumentError` for flags that cannot go together, and what the constructor raises.
+        """
+        return quantizer_from_args(cls, model, args)
 
     # -- plan ----------------------------------------------------------------------------------------------------------
 
@@ -161,12 +176,16 @@ class PostTrainLinearQuantizer(LinearQuantParameters, Quantizer):
     @torch.no_grad()
     def prepare_model(self, dummy_input: Any = None) -> nn.Module:
         """Put the quantization into the model and return it; ``dummy_input`` (what the model is called with) is needed
-        to trace it.
+        to trace it; ``model.input_shape`` serves where it is left out.
 
         Raises :class:`ArgumentError` without ``dummy_input`` (models with a bidirectional DistillerLSTM, which cannot
         be traced, excepted: no batch norm is folded then), :class:`GraphError` when tracing fails,
         :class:`LifecycleError` when called twice.
         """
+        if self.layout and self.model_activation_stats is None:  # a checkpoint's
+            self.model_activation_stats = stats_of(self.layout)
+        if dummy_input is None and not self._cannot_be_traced():
+            dummy_input = dummy_input_of(self.model, self.layout)
         if dummy_input is None and not self.is_prepared and not self._cannot_be_traced():
             raise ArgumentError(
                 "prepare_model needs dummy_input, what the model is called with, to see which module follows which: "
@@ -180,12 +199,14 @@ class PostTrainLinearQuantizer(LinearQuantParameters, Quantizer):
                 argument=("model",),
             )
         undo = Undo(self.model)
-        stats = self.model_activation_stats
+        stats, layout = self.model_activation_stats, self.layout
+        if not self.is_prepared:
+            self.layout = layout_of(dummy_input, stats)
         try:
             return super().prepare_model(dummy_input)
         except BaseException:
             undo()
-            self.model_activation_stats = stats
+            self.model_activation_stats, self.layout = stats, layout
             raise
 
     def _cannot_be_traced(self) -> bool:
