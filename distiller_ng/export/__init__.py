@@ -1,0 +1,5 @@
+"""Models for real runtimes: ONNX Runtime, OpenVINO, torchao, packed and sparse files (layer 4).
+
+One file an exporter, registered in ``quantization.exporters.EXPORTERS``. All of them start from
+:func:`quantized_graph`: the traced model with its weights as integers and every grid written down.
+"""

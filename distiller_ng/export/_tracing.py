@@ -1,0 +1,105 @@
+"""The traced export form of a model, with a batch of any size where the model allows it (layer 4)."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from distiller_ng.errors import GraphError
+from distiller_ng.graph._inlining import inline_regions
+from distiller_ng.graph.inputs import ExampleInputs, flat_tensors
+from distiller_ng.graph.trace import exported_program
+from distiller_ng.names import unwrap
+from distiller_ng.quantization.exporting import exporting
+
+__all__ = ["TracedForm", "batch_size", "shapes_of", "trace_export_form"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class TracedForm:
+    """A functional graph module of ATen operators, called like the model.
+
+    ``inputs`` are those it was traced with; ``dynamic_shapes`` is what ``torch.export`` was told, to tell it again.
+    """
+
+    module: fx.GraphModule
+    inputs: ExampleInputs
+    dynamic_shapes: Any
+    notes: tuple[str, ...]
+
+
+def trace_export_form(model: nn.Module, inputs: ExampleInputs, *, dynamic_batch: bool = True) -> TracedForm:
+    """Trace ``model`` in its export form; nothing on it stays changed.
+
+    With ``dynamic_batch`` the first dimension of every input that has as many samples as the first one may vary
+    afterwards. Where the model does not allow that, the graph has the size of the example, and a note says so.
+    Raises :class:`GraphError` when the model cannot be traced.
+    """
+    plain = unwrap(model)
+    with torch.no_grad(), exporting(model):
+        if dynamic_batch and batch_size(inputs) is not None:
+            several = _at_least_two(inputs)
+            shapes = shapes_of(several)
+            try:
+                return TracedForm(
+                    _functional(exported_program(plain, several, dynamic_shapes=shapes)), several, shapes, ()
+                )
+            except GraphError as error:
+                logger.info("the batch cannot vary: %s", error)
+        note = f"the batch is fixed to {batch_size(inputs)}: the model does not run, or not alike, with another size"
+        traced = _functional(exported_program(plain, inputs))
+        return TracedForm(traced, inputs, None, (note,) if dynamic_batch and batch_size(inputs) is not None else ())
+
+
+def batch_size(inputs: ExampleInputs) -> int | None:
+    """The first dimension of the first tensor; None where no input has one."""
+    return next((int(t.shape[0]) for t in _tensors(inputs) if t.dim() and t.shape[0]), None)
+
+
+def shapes_of(inputs: ExampleInputs) -> Any:
+    """``torch.export``'s dynamic shapes: the first dimension of everything that is as long as the batch."""
+    batch = torch.export.Dim("batch", min=1)
+    shapes: Any = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
+    for tensor in _tensors(inputs):
+        if tensor.dim() and tensor.shape[0] == batch_size(inputs):
+            shapes[tensor] = {0: batch}
+    return shapes
+
+
+def _tensors(inputs: ExampleInputs) -> list[Tensor]:
+    return flat_tensors((inputs.args, dict(inputs.kwargs)))
+
+
+def _at_least_two(inputs: ExampleInputs) -> ExampleInputs:
+    """A batch of one would be taken for a constant: each sample twice then."""
+    if batch_size(inputs) != 1:
+        return inputs
+
+    def doubled(value: Any) -> Any:
+        return torch.cat([value, value]) if isinstance(value, Tensor) and value.dim() and value.shape[0] == 1 else value
+
+    return ExampleInputs(pytree.tree_map(doubled, inputs.args), pytree.tree_map(doubled, dict(inputs.kwargs)))
+
+
+def _functional(program: torch.export.ExportedProgram) -> fx.GraphModule:
+    """Without in-place operators; convolutions, linear layers and the like stay whole."""
+    inline_regions(program.graph_module)
+    module = cast(fx.GraphModule, program.run_decompositions({}).module())
+    for node in module.graph.find_nodes(op="call_module"):
+        if not node.users:  # checks of the inputs' shapes
+            module.graph.erase_node(node)
+    _forget_unused(module)
+    return module
+
+
+def _forget_unused(module: fx.GraphModule) -> None:
+    module.graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+    module.delete_all_unused_submodules()
+    module.recompile()

@@ -1,0 +1,182 @@
+"""What every exporter starts from: the traced model with integer weights and every grid written down (layer 4)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from distiller_ng.errors import ExportError, GraphError
+from distiller_ng.export._constants import Constants
+from distiller_ng.export._dequantize import DEQUANTIZE, FAKE_QUANTIZE
+from distiller_ng.export._grids import Grids, bits_of, same_grid
+from distiller_ng.export._naming import layer_name, place_of
+from distiller_ng.export._tracing import trace_export_form
+from distiller_ng.export._weights import CONVOLUTIONS, LINEAR, fold_norms, lookup_integers, store_integers
+from distiller_ng.graph.inputs import ExampleInputs, ExampleInputsLike, as_example_inputs
+from distiller_ng.graph.trace import exported_program, op_name
+from distiller_ng.ops.linear_quantization import QuantizationParameters
+from distiller_ng.quantization.exporters import LayerPrecision
+
+__all__ = ["QuantizedGraph", "quantized_graph"]
+
+_aten = torch.ops.aten
+_PRODUCTS = {_aten.matmul.default, _aten.bmm.default, _aten.mm.default}
+_RECURRENT = {_aten.lstm.input, _aten.gru.input, _aten.rnn_tanh.input, _aten.rnn_relu.input}
+_CLAMPS = {
+    _aten.relu.default,
+    _aten.hardtanh.default,
+    _aten.clamp.default,
+    _aten.relu6.default,
+    _aten.clamp_min.default,
+}
+_LARGEST = 3.0e38
+
+
+@dataclass(frozen=True)
+class QuantizedGraph:
+    """A graph module of ATen operators, ``distiller_ng::fake_quantize`` (activations) and ``distiller_ng::dequantize``
+    (weights), callable like the model it was made from.
+
+    ``inputs`` are the example inputs it was traced with (a batch of one was doubled), ``dynamic_shapes`` what
+    ``torch.export`` needs to keep the batch free (None: it is fixed). ``layers``: every layer with weights and what it
+    computes with; ``notes``: what could not be done exactly. ``constants`` and ``grids`` answer for its nodes.
+    """
+
+    module: fx.GraphModule
+    inputs: ExampleInputs
+    dynamic_shapes: Any
+    layers: tuple[LayerPrecision, ...]
+    notes: tuple[str, ...]
+
+    @cached_property
+    def constants(self) -> Constants:
+        """Values of the graph that depend on no input."""
+        return Constants(self.module)
+
+    @cached_property
+    def grids(self) -> Grids:
+        """The grid that each node's values lie on; make a new graph after changing nodes."""
+        return Grids(self.constants)
+
+    def program(self) -> torch.export.ExportedProgram:
+        """The graph as it is now, exported again."""
+        return exported_program(self.module, self.inputs, dynamic_shapes=self.dynamic_shapes)
+
+
+def quantized_graph(
+    model: nn.Module, example_inputs: ExampleInputsLike, *, dynamic_batch: bool = True
+) -> QuantizedGraph:
+    """The graph of a quantized model, ready to be written for a runtime; ``model`` is not changed.
+
+    - weights (and quantized tables) are constants of int8, uint8, ... and ``dequantize(w, scale, zero_point, axis)``;
+    - batch norms behind convolutions are folded: factors into the scales of each channel, signs into the integers,
+      shifts into the bias;
+    - one ``fake_quantize`` for each activation grid: a tensor that already lies on the grid (behind a ReLU, a max
+      pooling, a reshape) is not rounded again, and a ReLU that the grid's lower end does is gone.
+
+    It computes what the model computes in eval mode, up to rounding of the accumulators. A floating point model comes
+    out as it is, batch norms folded. Raises :class:`ExportError` when the model cannot be traced.
+    """
+    inputs = as_example_inputs(example_inputs)
+    try:
+        traced = trace_export_form(model, inputs, dynamic_batch=dynamic_batch)
+    except GraphError as error:
+        raise ExportError(str(error)) from error
+    constants = Constants(traced.module)
+    grids = Grids(constants)
+    store_integers(constants, grids)
+    notes = [*traced.notes, *fold_norms(constants, grids)]
+    lookup_integers(constants, grids)
+    _drop_needless(traced.module, constants)
+    _clean(traced.module)
+    layers = _layers(traced.module, Grids(Constants(traced.module)))
+    return QuantizedGraph(traced.module, traced.inputs, traced.dynamic_shapes, layers, tuple(notes))
+
+
+def _drop_needless(module: fx.GraphModule, constants: Constants) -> None:
+    """Rounding of tensors that lie on the grid already, and clamps that the grid does."""
+    for node in list(module.graph.find_nodes(op="call_function", target=FAKE_QUANTIZE)):
+        grids = Grids(constants)  # anew: what was found before may be gone
+        own, earlier = grids.written(node), grids.of(node.args[0])
+        if own is not None and earlier is not None and same_grid(own, earlier):
+            node.replace_all_uses_with(node.args[0])
+            module.graph.erase_node(node)
+            continue
+        source = node.args[0]
+        if own is None or own.axis is not None or not isinstance(source, fx.Node):
+            continue
+        if source.target in _CLAMPS and len(source.users) == 1 and _covers(own, *_limits_of(source)):
+            node.replace_input_with(source, source.args[0])
+            module.graph.erase_node(source)
+
+
+def _covers(grid: QuantizationParameters, low: float | None, high: float | None) -> bool:
+    """Whether clamping to ``low .. high`` first changes nothing, because the grid ends there."""
+    scale, zero = float(grid.scale), int(grid.zero_point)
+    lowest = low is None or round(low / scale) + zero <= grid.qmin
+    return lowest and (high is None or round(high / scale) + zero >= grid.qmax)
+
+
+def _limits_of(clamp: fx.Node) -> tuple[float | None, float | None]:
+    if clamp.target is _aten.relu.default:
+        return 0.0, None
+    if clamp.target is _aten.relu6.default:
+        return 0.0, 6.0
+    ends = [*clamp.args[1:], None, None][:2]
+    if clamp.target is _aten.hardtanh.default:
+        ends = [-1.0 if ends[0] is None else ends[0], 1.0 if ends[1] is None else ends[1]]
+    low, high = (None if end is None or abs(float(end)) > _LARGEST else float(end) for end in ends)  # type: ignore[arg-type]
+    return low, high
+
+
+def _clean(module: fx.GraphModule) -> None:
+    module.graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+    used = {str(node.target) for node in module.graph.find_nodes(op="get_attr")}
+    for name in [name for name, _ in [*module.named_parameters(), *module.named_buffers()] if name not in used]:
+        owner, _, leaf = name.rpartition(".")
+        delattr(module.get_submodule(owner), leaf)
+    module.delete_all_unused_submodules()
+    module.graph.lint()
+    module.recompile()
+
+
+def _layers(module: fx.GraphModule, grids: Grids) -> tuple[LayerPrecision, ...]:
+    found = []
+    for node in module.graph.nodes:
+        if node.op != "call_function":
+            continue
+        if node.target in CONVOLUTIONS | LINEAR | _PRODUCTS:
+            found.append(_precision(node, grids))
+        elif node.target in _RECURRENT:
+            reason = "recurrent layers are quantized as DistillerLSTM only: see convert_model_to_distiller_lstm"
+            found.append(LayerPrecision(layer_name(node), op_name(node), None, None, reason))
+        elif node.target is _aten.embedding.default:
+            found.append(_table(node, grids))
+    return tuple(found)
+
+
+def _precision(node: fx.Node, grids: Grids) -> LayerPrecision:
+    values, weight = grids.of(node.args[0]), grids.of(node.args[1])
+    second = "weight" if node.target not in _PRODUCTS else "second factor"
+    reason = ""
+    for what, argument, grid in (("input", node.args[0], values), (second, node.args[1], weight)):
+        if grid is None:
+            made = isinstance(argument, fx.Node) and argument.op == "call_function" and second != what
+            origin = f" (made by {place_of(argument)})" if made and isinstance(argument, fx.Node) else ""
+            reason = reason or f"its {what} is in floating point{origin}"
+        elif bits_of(grid) > 8:
+            reason = reason or f"its {what} has {bits_of(grid)} bits, and integer kernels have 8"
+    bits = [None if grid is None else bits_of(grid) for grid in (weight, values)]
+    return LayerPrecision(layer_name(node), op_name(node), bits[0], bits[1], reason)
+
+
+def _table(node: fx.Node, grids: Grids) -> LayerPrecision:
+    reader = next((user for user in node.users if user.target is DEQUANTIZE), None)
+    grid = None if reader is None else grids.written(reader)
+    reason = "" if grid is not None else "its table is in floating point"
+    bits = None if grid is None else bits_of(grid)
+    return LayerPrecision(layer_name(node), "embedding", bits, None, reason)
