@@ -1,7 +1,7 @@
 """Canonical names of parameters and modules, and the one matcher for everything a user may write (layer 0).
 
 A target is an exact name (``layer1.0.conv1.weight``), a pattern (``re:layer1\\..*weight``, matched in full) or a token
-(``__ALL__``, ``__ALL_PRUNABLE__``). Names written for a wrapped model (``module.conv1.weight``,
+(``__ALL__``, ``__ALL_PRUNABLE__``, ``__ALL_PRUNABLE_WITH_EMBEDDINGS__``). Names written for a wrapped model (``module.conv1.weight``,
 ``features.module.0.weight``, ``_orig_mod.conv1.weight``) mean the same parameter on the bare one, and the reverse.
 """
 
@@ -14,10 +14,21 @@ from torch import Tensor, nn
 
 from distiller_ng.errors import ArgumentError, TargetError, did_you_mean
 
-__all__ = ["ALL", "ALL_PRUNABLE", "PATTERN_PREFIX", "ParameterIndex", "canonical_name", "strip_wrappers", "unwrap"]
+__all__ = [
+    "ALL",
+    "ALL_PRUNABLE",
+    "ALL_PRUNABLE_WITH_EMBEDDINGS",
+    "PATTERN_PREFIX",
+    "ParameterIndex",
+    "canonical_name",
+    "strip_wrappers",
+    "unwrap",
+]
 
 ALL = "__ALL__"
 ALL_PRUNABLE = "__ALL_PRUNABLE__"
+#: What SparseML's recipes mean by ``__ALL_PRUNABLE__``: embeddings too, recurrent layers not.
+ALL_PRUNABLE_WITH_EMBEDDINGS = "__ALL_PRUNABLE_WITH_EMBEDDINGS__"
 PATTERN_PREFIX = "re:"
 _WRAPPER_PARTS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 _PRUNABLE_MODULES = (
@@ -130,6 +141,16 @@ class ParameterIndex(Mapping[str, nn.Parameter]):
         wanted = {name for name in names if name is not None}
         return [name for name in self if name in wanted]
 
+    def prunable_with_embeddings(self) -> list[str]:
+        """``.weight`` of convolution, linear and embedding layers, and of the ``Conv1D`` of GPT models."""
+        wanted = {
+            self.find(f"{name}.weight" if name else "weight")
+            for name, module in self.model.named_modules()
+            if isinstance(module, nn.Linear | nn.Embedding | nn.modules.conv._ConvNd)
+            or type(module).__name__ == "Conv1D"
+        }
+        return [name for name in self if name in wanted]
+
     def match(self, target: str, *, argument: Sequence[str | int] = ()) -> list[str]:
         """Canonical names one target means, in model order.
 
@@ -139,6 +160,8 @@ class ParameterIndex(Mapping[str, nn.Parameter]):
             found = list(self)
         elif target == ALL_PRUNABLE:
             found = self.prunable()
+        elif target == ALL_PRUNABLE_WITH_EMBEDDINGS:
+            found = self.prunable_with_embeddings()
         elif target.startswith(PATTERN_PREFIX):
             found = self._match_pattern(target, argument)
         else:
@@ -162,7 +185,7 @@ class ParameterIndex(Mapping[str, nn.Parameter]):
         return [name for name in self if pattern.fullmatch(name) or pattern.fullmatch(self._raw[name])]
 
     def _why_nothing(self, target: str) -> str:
-        if target in (ALL, ALL_PRUNABLE):
+        if target in (ALL, ALL_PRUNABLE, ALL_PRUNABLE_WITH_EMBEDDINGS):
             return f"{target} matches nothing: the model has no such parameters"
         if target.startswith(PATTERN_PREFIX):
             pattern = _compile(target, ())
@@ -172,7 +195,8 @@ class ParameterIndex(Mapping[str, nn.Parameter]):
                     f"pattern {target!r} matches no parameter in full, only the beginning of {starting[0]!r}. "
                     f"Patterns match whole names: write {target + '.*'!r}"
                 )
-            return f"pattern {target!r} matches no parameter. {did_you_mean(target[len(PATTERN_PREFIX) :], self)}"
+            plain = re.sub(r"\(\\\.weight\)\?$|\\(?=\.)", "", target[len(PATTERN_PREFIX) :])
+            return f"pattern {target!r} matches no parameter. {did_you_mean(plain, self)}"
         short = canonical_name(target)
         inside = [name for name in self if name.startswith(short + ".")] if short else []
         if inside:

@@ -17,7 +17,7 @@ from distiller_ng.config.signatures import Argument
 from distiller_ng.config.spec import ComponentSpec, PolicySpec, ScheduleSpec
 from distiller_ng.config.validation import check_value
 from distiller_ng.core.policy import Policy
-from distiller_ng.core.window import PolicyWindow
+from distiller_ng.core.window import PolicyWindow, Trigger
 from distiller_ng.errors import ArgumentError, TargetError, did_you_mean, listed
 from distiller_ng.names import ParameterIndex
 
@@ -30,6 +30,7 @@ _TIMING_ARGUMENTS = {
     "epochs": Argument("epochs", Sequence[int]),
     **{name: Argument(name, float) for name in ("starting_epoch", "ending_epoch")},
     "frequency": Argument("frequency", float, 1),
+    "trigger": Argument("trigger", Trigger, "epoch"),
 }
 
 
@@ -163,7 +164,7 @@ class PolicyBuilder:
         wrong: list[Path] = [(name, *below[:1]) for below, _ in messages]
         values = checked if isinstance(checked, list | tuple | range) else [checked]
         for at, number in enumerate(values if not messages else ()):
-            if number > MAX_EPOCH:
+            if not isinstance(number, str) and number > MAX_EPOCH:
                 here: Path = (at,) if name == "epochs" else ()
                 hint = "; -1 leaves the window open" if name == "ending_epoch" else ""
                 self.report.error((*path, *here), f"{name} is at most {MAX_EPOCH}, got {number:g}{hint}")

@@ -38,9 +38,23 @@ _TIMES: Schema = {
         "items": {"type": "integer", "minimum": 0},
         "minItems": 1,
     },
-    "starting_epoch": {"description": "The first epoch, counted from 0.", "type": "number", "minimum": 0},
+    "starting_epoch": {
+        "description": "The first epoch, counted from 0; -1 with trigger: step: the first step.",
+        "type": "number",
+        "minimum": -1,
+    },
     "ending_epoch": {"description": "The epoch before which the policy ends; -1: never.", "type": "number"},
-    "frequency": {"description": "Act every so many epochs.", "type": "number", "exclusiveMinimum": 0, "default": 1},
+    "frequency": {
+        "description": "Act every so many epochs; with trigger: step -1 is every step, 0 only the start and the end.",
+        "type": "number",
+        "minimum": -1,
+        "default": 1,
+    },
+    "trigger": {
+        "description": "step: look at the window right before every optimizer step, as SparseML's recipes do.",
+        "enum": ["epoch", "step"],
+        "default": "epoch",
+    },
 }
 _TIMES_GIVEN: Schema = {
     "oneOf": [

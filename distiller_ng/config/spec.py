@@ -14,7 +14,7 @@ from distiller_ng.errors import Problem
 __all__ = ["TIMING_KEYS", "ComponentSpec", "PolicySpec", "ScheduleSpec"]
 
 #: Keys of a policy that say when, in the order they are written.
-TIMING_KEYS = ("epochs", "starting_epoch", "ending_epoch", "frequency")
+TIMING_KEYS = ("epochs", "starting_epoch", "ending_epoch", "frequency", "trigger")
 
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
 

@@ -39,7 +39,7 @@ def read_spec(data: Mapping[Any, Any], *, source: str, marks: Marks, text: str |
             )
     compat = data.get(COMPAT)
     if compat not in (None, *get_args(Compat)):
-        report.error((COMPAT,), f"compat is 'distiller' or left out, got {shown(compat)}")
+        report.error((COMPAT,), f"compat is 'distiller', 'sparseml' or left out, got {shown(compat)}")
         compat = None
     policies = _policies(data.get(POLICIES), report)
     return ScheduleSpec(

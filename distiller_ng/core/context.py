@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Compat", "StepContext", "checked_compat"]
 
-#: ``distiller``: where the ancestor lost accuracy or precision by rule, do as it did.
-Compat: TypeAlias = Literal["distiller"]
+#: Where an ancestor lost accuracy or precision by rule, do as it did (``sparseml``: ``strict_sparseml`` in a recipe).
+Compat: TypeAlias = Literal["distiller", "sparseml"]
 
 _NO_METRICS: Mapping[str, float] = MappingProxyType({})
 _NO_TENSORS: Mapping[str, Tensor] = MappingProxyType({})
@@ -81,7 +81,7 @@ class StepContext:
     @property
     def progress(self) -> float:
         """How much of the policy's window has passed, 0..1; see :meth:`PolicyWindow.progress`."""
-        return self.window.progress(self.position)
+        return self.window.progress(self.position, from_minus_one=self.compat == "sparseml")
 
     @property
     def sampler(self) -> GradientSampler:
@@ -115,6 +115,6 @@ class StepContext:
 def checked_compat(value: Any) -> Compat | None:
     """``value`` if it is one; raises :class:`ArgumentError` for anything else."""
     if value not in (None, *get_args(Compat)):
-        raise ArgumentError(f"compat is 'distiller' or left out, got {value!r}", argument=("compat",))
+        raise ArgumentError(f"compat is 'distiller', 'sparseml' or left out, got {value!r}", argument=("compat",))
     checked: Compat | None = value
     return checked

@@ -27,6 +27,7 @@ class Entry:
     fired: int = 0
     started: bool = False
     ended: bool = False
+    last_update: float = -1.0
 
     def advance(self, position: TrainPosition, context: ContextFactory) -> None:
         """Fire what is due of a fractional window: its start, its periods, and its end, each once and in this order."""
@@ -39,6 +40,37 @@ class Entry:
         self.fired = max(self.fired, due)
         if self.started and self.window.is_over(position):
             self.end(context(self, position))
+
+    def advance_step(self, position: TrainPosition, context: ContextFactory, *, strict: bool) -> None:
+        """Fire what is due of a stepwise window right before an optimizer step.
+
+        A window that is found past its end already (a resumed run) starts and ends at once; ``strict``: it never ends,
+        as in SparseML.
+        """
+        if self.ended:
+            return
+        is_over = self.window.is_over(position)
+        if not self.started:
+            if self.window.has_begun(position):
+                self.started, self.last_update = True, position.fraction
+                self.policy.on_update(context(self, position))
+                if is_over and strict:
+                    self.ended = True
+                elif is_over:
+                    self.end(context(self, position))
+        elif is_over:
+            self.end(context(self, position))
+        elif self.window.is_due_after(self.last_update, position):
+            self.last_update = position.fraction
+            self.policy.on_update(context(self, position))
+
+    def is_open(self, position: TrainPosition) -> bool:
+        """Whether the minibatch hooks of a policy with a fractional window are to be called at ``position``."""
+        if not self.window.is_stepwise:
+            return not self.window.is_fractional or self.window.contains(position)
+        if self.ended:
+            return self.policy.outlives_window
+        return self.started or self.window.has_begun(position)
 
     def end(self, ctx: StepContext) -> None:
         """Close the window, once."""
@@ -53,12 +85,14 @@ class Entry:
             "fired": self.fired,
             "started": self.started,
             "ended": self.ended,
+            "last_update": self.last_update,
             "state": self.policy.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore :meth:`state_dict`."""
         self.fired, self.started, self.ended = int(state["fired"]), bool(state["started"]), bool(state["ended"])
+        self.last_update = float(state.get("last_update", -1.0))
         self.policy.load_state_dict(state["state"])
 
 
@@ -69,6 +103,7 @@ class ActiveEntries:
     epoch: int
     whole: list[Entry] = field(default_factory=list)
     fractional: list[Entry] = field(default_factory=list)
+    stepwise: list[Entry] = field(default_factory=list)
     preceding: list[Entry] = field(default_factory=list)
     listeners: dict[str, list[Entry]] = field(default_factory=dict)
 
@@ -77,7 +112,10 @@ class ActiveEntries:
         """The entries that take part in ``epoch``, in the order they were added."""
         active = cls(epoch)
         for entry in entries:
-            if entry.window.is_fractional:
+            if entry.window.is_stepwise:
+                if (not entry.ended or entry.policy.outlives_window) and entry.window.first < epoch + 1:
+                    active.stepwise.append(entry)
+            elif entry.window.is_fractional:
                 # One past its end in an earlier epoch may still owe its end action.
                 if not entry.ended and entry.window.start < epoch + 1:
                     active.fractional.append(entry)
@@ -85,16 +123,17 @@ class ActiveEntries:
                 active.whole.append(entry)
             if entry.policy.observes_preceding_epoch and entry.window.is_active(epoch + 1):
                 active.preceding.append(entry)
-        part = [entry for entry in entries if entry in active.whole or entry in active.fractional]
+        taking_part = [*active.whole, *active.fractional, *active.stepwise]
+        part = [entry for entry in entries if entry in taking_part]
         active.listeners = {hook: [e for e in part if e.policy.listens_to(hook)] for hook in HOOKS}
         return active
 
     def listening(self, hook: str, position: TrainPosition) -> list[Entry]:
         """The entries to call for a minibatch hook at ``position``."""
         entries = self.listeners[hook]
-        if not self.fractional:
+        if not self.fractional and not self.stepwise:
             return entries
-        return [e for e in entries if not e.window.is_fractional or e.window.contains(position)]
+        return [entry for entry in entries if entry.is_open(position)]
 
 
 def load_entries(entries: Sequence[Entry], saved: Sequence[Mapping[str, Any]]) -> None:

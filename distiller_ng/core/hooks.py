@@ -3,158 +3,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import MutableMapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
-from distiller_ng.core.context import Compat, StepContext, checked_compat
-from distiller_ng.core.entries import ActiveEntries, Entry
-from distiller_ng.core.legacy import ScheduledTrainingPolicy, as_policy
-from distiller_ng.core.lifecycle import Lifecycle
-from distiller_ng.core.masker import ParameterMasker
-from distiller_ng.core.masks import MaskRegistry
-from distiller_ng.core.policy import LossComponent, Policy, PolicyLoss
+from distiller_ng.core.entries import ActiveEntries
+from distiller_ng.core.policy import LossComponent, PolicyLoss
+from distiller_ng.core.policy_list import PolicyList
 from distiller_ng.core.position import TrainPosition
-from distiller_ng.core.resume import ResumePoint
-from distiller_ng.core.samples import GradientSampler, GradientSamplerLike, SampleSource
 from distiller_ng.core.summary import CompressionSummary, summarize
-from distiller_ng.core.window import PolicyWindow
-from distiller_ng.errors import ArgumentError, LifecycleError
-from distiller_ng.graph.inputs import ExampleInputsLike
-from distiller_ng.graph.provider import ModelGraph
-from distiller_ng.names import ParameterIndex
+from distiller_ng.errors import LifecycleError
 
 __all__ = ["HookDriver"]
 
 logger = logging.getLogger(__name__)
 
 
-class HookDriver:
+class HookDriver(PolicyList):
     """Policies, masks and hooks of one model; :class:`CompressionScheduler` adds saving and the short form."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        zeros_mask_dict: MutableMapping[str, ParameterMasker] | None = None,
-        device: torch.device | str | None = None,
-        *,
-        optimizer: Optimizer | None = None,
-        example_inputs: ExampleInputsLike | None = None,
-        accumulation_steps: int = 1,
-        compat: Compat | None = None,
-    ) -> None:
-        self.model = model
-        self.parameters = ParameterIndex(model)
-        self.masks = MaskRegistry(self.parameters)
-        for name, masker in (zeros_mask_dict or {}).items():
-            self.masks[name] = masker
-        self.optimizer: Optimizer | None = None
-        self._given_inputs = example_inputs
-        self.graph = ModelGraph(model, example_inputs)
-        self.data = SampleSource()
-        self.accumulation_steps = accumulation_steps
-        self.compat = checked_compat(compat)
-        self._entries: list[Entry] = []
-        self._lifecycle = Lifecycle()
-        self._active = ActiveEntries.of((), 0)
-        self._position = TrainPosition(0)
-        self._steps_at_begin = 0
-        self._last_micro_stepped = True
-        self._metrics: dict[str, float] = {}
-        self._finished = False
-        # Of loops that use the short form: generators as the open epoch's loader found them, where to continue
-        # after load_state_dict, the loader's own generators, and whether the open epoch's loader is used up.
-        self._epoch_rng: dict[str, Any] | None = None
-        self._resume: ResumePoint | None = None
-        self._generators: dict[str, torch.Generator] = {}
-        self._drained = False
-        if optimizer is not None:
-            self.attach(optimizer)
-
-    # -- schedule ---------------------------------------------------------------------------------------------------
-
-    def add_policy(
-        self,
-        policy: Policy | ScheduledTrainingPolicy,
-        epochs: Sequence[int] | None = None,
-        starting_epoch: float | None = None,
-        ending_epoch: float | None = None,
-        frequency: float | None = 1,
-    ) -> None:
-        """Run ``policy`` in the listed ``epochs``, or from ``starting_epoch`` up to ``ending_epoch`` (exclusive).
-
-        Epochs are absolute and 0-based; fractions act between epoch boundaries, ``ending_epoch=-1`` never ends.
-        Policies of one epoch run in the order they were added. Raises :class:`ArgumentError` for an impossible window
-        and whatever the policy's own check finds (:class:`TargetError`); then nothing was added.
-        """
-        window = PolicyWindow.from_arguments(epochs, starting_epoch, ending_epoch, frequency)
-        adapted = as_policy(policy)
-        self._follow_model()
-        adapted.check(window, self.parameters)
-        entry = Entry(adapted, window, policy)
-        adapted.on_added(self._context(entry, self._position))
-        self._follow_model()
-        self._entries.append(entry)
-        if self._lifecycle.phase != "idle":
-            self._active = ActiveEntries.of(self._entries, self._lifecycle.epoch)
-
-    @property
-    def example_inputs(self) -> ExampleInputsLike | None:
-        """What one forward pass is called with, as it was given: a tensor, a tuple or a mapping; None if not known."""
-        return self._given_inputs
-
-    @example_inputs.setter
-    def example_inputs(self, value: ExampleInputsLike | None) -> None:
-        self._given_inputs = value
-        self.graph.example_inputs = value
-
-    @property
-    def grad_sampler(self) -> GradientSampler | None:
-        """Where pruners that need gradients or calibration data get them; None while nothing is known.
-
-        Assign a :class:`GradientSampler`, a loader, or SparseML's ``{"data_loader_builder": ..., "loss_function":
-        ...}``. Without one, the loader that ``minibatches(loader)`` goes through is used.
-        """
-        return self.data.sampler
-
-    @grad_sampler.setter
-    def grad_sampler(self, value: GradientSamplerLike | None) -> None:
-        self.data.give(value)
-
-    @property
-    def zeros_mask_dict(self) -> MaskRegistry:
-        """The masks by parameter name; Distiller's name for them."""
-        return self.masks
-
-    @property
-    def policies(self) -> dict[int, list[Any]]:
-        """``{epoch: policies}`` of the whole, closed windows; Distiller's view of a schedule."""
-        view: dict[int, list[Any]] = {}
-        for entry in self._entries:
-            if entry.window.last_epoch is not None:
-                for epoch in entry.window.active_epochs():
-                    view.setdefault(epoch, []).append(entry.source)
-        return view
-
-    @property
-    def sched_metadata(self) -> dict[Any, dict[str, Any]]:
-        """``{policy: {starting_epoch, ending_epoch, frequency}}``; a policy added twice shows its last window."""
-        return {entry.source: entry.window.meta() for entry in self._entries}
-
-    @property
-    def schedule(self) -> tuple[tuple[Policy, PolicyWindow], ...]:
-        """Every policy with its window, in the order they were added."""
-        return tuple((entry.policy, entry.window) for entry in self._entries)
-
-    def attach(self, optimizer: Optimizer) -> None:
-        """Keep masked weights at zero after every real step of ``optimizer``, whatever the loop forgets."""
-        if not isinstance(optimizer, Optimizer):
-            raise ArgumentError(f"expected a torch optimizer, got {type(optimizer).__name__}")
-        self.optimizer = optimizer
-        self.masks.attach(optimizer)
 
     # -- hooks ------------------------------------------------------------------------------------------------------
 
@@ -185,6 +53,7 @@ class HookDriver:
         active, masks = self._active, self.masks
         is_step = self._begins_step(minibatch_id)
         self._steps_at_begin = masks.steps
+        self._is_step_begun = not active.stepwise
         if active.fractional or active.listeners["on_minibatch_begin"]:
             position = self._locate(epoch, minibatch_id, minibatches_per_epoch)
             if is_step:
@@ -234,6 +103,8 @@ class HookDriver:
         if optimizer is not self.optimizer:
             self._see(optimizer)
         self._lifecycle.in_minibatch("before_parameter_optimization", epoch, minibatch_id)
+        if not self._is_step_begun and self._declares_step(minibatch_id, minibatches_per_epoch):
+            self._begin_open_step()
         if self._active.listeners["before_parameter_optimization"]:
             position = self._locate(epoch, minibatch_id, minibatches_per_epoch)
             for entry in self._active.listening("before_parameter_optimization", position):
@@ -251,6 +122,9 @@ class HookDriver:
         if not hook_fired:  # no hook, or an engine that bypasses it
             masks.project_()
         is_step = hook_fired or self._ends_step(minibatch_id, minibatches_per_epoch)
+        if is_step and not self._is_step_begun:  # a loop without optimizer and without the hook before its step
+            self._begin_open_step()
+        self._is_step_begun = True
         self._last_micro_stepped = is_step
         if self._active.listeners["on_minibatch_end"]:
             position = self._locate(epoch, minibatch_id, minibatches_per_epoch)
@@ -284,11 +158,12 @@ class HookDriver:
         Calling it again only compares again.
         """
         self._follow_model()
-        position = TrainPosition(max(self._lifecycle.epoch, 0) + 1, 0, self._position.minibatches_per_epoch)
+        position = self._final_position()
         notes: list[str] = []
         for entry in self._entries:
             if not self._finished:
-                entry.end(self._context(entry, position))
+                if not entry.window.is_stepwise or (self.compat != "sparseml" and entry.window.is_over(position)):
+                    entry.end(self._context(entry, position))
                 entry.policy.on_finish(self._context(entry, position))
             if not entry.started:
                 notes.append(f"{entry.policy.describe()} never became active: {entry.window}")
@@ -300,6 +175,18 @@ class HookDriver:
         for note in notes:
             logger.warning(note)
         return summarize(self.parameters, planned, self.masks.masked(), tuple(notes))
+
+    def run_once(self) -> CompressionSummary:
+        """One-shot use, without training: every policy acts once as at the end of its window, in order; then finish."""
+        self._follow_model()
+        position = TrainPosition.one_shot()
+        for entry in self._entries:
+            if not entry.started:
+                entry.started = True
+                entry.policy.on_update(self._context(entry, position))
+                self.masks.apply_changes_()
+            entry.end(self._context(entry, position))
+        return self.finish()
 
     def mask_all_weights(self, is_forward: bool = True) -> None:
         """Apply every mask now; ``is_forward=False`` leaves out the masks that act in forward passes only."""
@@ -321,23 +208,9 @@ class HookDriver:
 
     # -- internals --------------------------------------------------------------------------------------------------
 
-    def _see(self, optimizer: Optimizer | None) -> None:
-        if optimizer is not None and optimizer is not self.optimizer:
-            self.attach(optimizer)
-
-    def _follow_model(self) -> None:
-        """Notice parameters that were replaced or added since (``load_state_dict(assign=True)``, a new head)."""
-        if self.parameters.refresh():
-            self.masks.follow()
-
     def _only_losses(self, epoch: int) -> bool:
         listeners = ActiveEntries.of(self._entries, epoch).listeners
         return not (listeners["on_epoch_begin"] or listeners["on_minibatch_begin"])
-
-    def _locate(self, epoch: int, minibatch_id: int, minibatches_per_epoch: int) -> TrainPosition:
-        k = self.accumulation_steps
-        self._position = TrainPosition(epoch, minibatch_id // k, -(-minibatches_per_epoch // k))
-        return self._position
 
     def _begins_step(self, minibatch_id: int) -> bool:
         if self.accumulation_steps > 1:
@@ -383,18 +256,3 @@ class HookDriver:
         """0 without a gradient: the loss of a minibatch without labels."""
         first = next(iter(self.parameters.values()), None)
         return torch.zeros((), device=None if first is None else first.device)
-
-    def _context(self, entry: Entry, position: TrainPosition, **extra: Any) -> StepContext:
-        return StepContext(
-            model=self.model,
-            parameters=self.parameters,
-            masks=self.masks,
-            window=entry.window,
-            position=position,
-            optimizer=self.optimizer,
-            metrics=self._metrics,
-            graph=self.graph,
-            data=self.data,
-            compat=self.compat,
-            **extra,
-        )

@@ -7,7 +7,7 @@ their product. A mask assigned directly (``registry[name].mask = t``) belongs to
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -43,6 +43,8 @@ class MaskRegistry(MutableMapping[str, ParameterMasker]):
         self._attached: list[tuple[Optimizer, list[RemovableHandle]]] = []
         #: Real (not skipped) steps of attached optimizers so far.
         self.steps = 0
+        #: Called at the beginning of every step of an attached optimizer.
+        self.before_step: Callable[[], None] | None = None
 
     # -- mapping ----------------------------------------------------------------------------------------------------
 
@@ -213,7 +215,7 @@ class MaskRegistry(MutableMapping[str, ParameterMasker]):
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles hook the (copied) optimizers anew: hooks belong to one registry."""
-        return {**self.__dict__, "_attached": self.optimizers, "_projection": None, "_mask_of": {}}
+        return {**self.__dict__, "_attached": self.optimizers, "_projection": None, "_mask_of": {}, "before_step": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update({**state, "_attached": []})
@@ -285,6 +287,8 @@ class MaskRegistry(MutableMapping[str, ParameterMasker]):
                     value.masked_fill_(changed, 0)
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if self.before_step is not None:
+            self.before_step()
         if self._forward_names:
             self.revert_()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
@@ -54,6 +54,9 @@ class Policy(ABC):
                 return PolicyLoss(ctx.loss + extra, LossComponent("inflation", extra))
     """
 
+    #: Whether minibatch hooks are called after a window with ``trigger: step`` ended, too.
+    outlives_window: ClassVar[bool] = False
+
     @property
     def observes_preceding_epoch(self) -> bool:
         """Whether the ``on_preceding_epoch_*`` hooks are wanted, to collect what the next decision needs."""
@@ -79,7 +82,10 @@ class Policy(ABC):
         """An active epoch ends, after validation."""
 
     def on_update(self, ctx: StepContext) -> None:
-        """A fractional window is due: at its start and every ``frequency`` epochs after it."""
+        """A fractional window is due: at its start and every ``frequency`` epochs after it.
+
+        With ``trigger: step`` this is after backward, right before the optimizer's step.
+        """
 
     def on_window_end(self, ctx: StepContext) -> None:
         """The window closes; called once, by ``finish()`` at the latest."""

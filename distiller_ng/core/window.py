@@ -6,14 +6,20 @@ import math
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 from distiller_ng.core.position import TrainPosition
 from distiller_ng.errors import ArgumentError
 
-__all__ = ["OPEN_END", "PolicyWindow"]
+__all__ = ["EVERY_STEP", "FROM_FIRST_STEP", "OPEN_END", "PolicyWindow", "Trigger"]
 
 OPEN_END = -1
+#: ``starting_epoch`` and ``frequency`` of a window with ``trigger: step``.
+FROM_FIRST_STEP = -1
+EVERY_STEP = -1
+
+#: ``epoch``: a policy acts at the beginning of epochs, or of minibatches. ``step``: right before optimizer steps.
+Trigger: TypeAlias = Literal["epoch", "step"]
 _TOLERANCE = 1e-9  # epochs; absorbs the rounding of minibatch_id / minibatches_per_epoch
 
 
@@ -25,6 +31,12 @@ class PolicyWindow:
     the three is not whole) are active from the first optimizer step at or after ``start`` to the last one before
     ``end``, and are due every ``frequency`` epochs. ``end=-1`` leaves a window open.
 
+    With ``trigger="step"`` a window has the timing of SparseML's recipes: between backward and ``optimizer.step()`` it
+    is looked at in every step. It starts in the first step at or after ``start`` (-1: the first step of all), is due
+    again in the first step at least ``frequency`` epochs after the step it was last due in (so it drifts: start 0, end
+    2, frequency 0.3 with 4 steps an epoch acts at 0, 0.5, 1, 1.5 and ends at 2), and ends once, in the first step at or
+    after ``end``. Frequency -1 means every step, 0 nothing between start and end; end and start may be equal.
+
     >>> PolicyWindow.from_range(0, 5, 2).active_epochs()
     [0, 2, 4]
     >>> PolicyWindow.from_range(0, 5, 2).progress(TrainPosition(2))
@@ -35,6 +47,7 @@ class PolicyWindow:
     end: float
     frequency: float | None = 1
     epochs: tuple[int, ...] | None = None
+    trigger: Trigger = "epoch"
 
     @classmethod
     def from_epochs(cls, epochs: Sequence[int]) -> PolicyWindow:
@@ -50,12 +63,29 @@ class PolicyWindow:
         return cls(ordered[0], ordered[-1] + 1, None, ordered)
 
     @classmethod
+    def of_steps(cls, start: float, end: float, frequency: float = 1) -> PolicyWindow:
+        """A window with ``trigger="step"``; raises :class:`ArgumentError`.
+
+        >>> PolicyWindow.of_steps(-1, 2.5, 0.5).progress(TrainPosition(1, 1, 4))
+        0.5
+        """
+        _check_numbers(starting_epoch=start, ending_epoch=end, frequency=frequency)
+        if start < 0 and start != FROM_FIRST_STEP:
+            message = f"starting_epoch is 0 or more, or -1 for the first step; got {start}"
+            raise ArgumentError(message, argument=("starting_epoch",))
+        limit = math.inf if end == OPEN_END else end
+        if limit < max(start, 0):
+            message = f"ending_epoch ({end}) must not lie before starting_epoch ({start}); -1 leaves the window open"
+            raise ArgumentError(message, argument=("ending_epoch",))
+        if frequency < 0 and frequency != EVERY_STEP:
+            message = f"frequency is above 0, 0 (at the start and the end only) or -1 (every step); got {frequency}"
+            raise ArgumentError(message, argument=("frequency",))
+        return cls(start, limit, frequency, None, "step")
+
+    @classmethod
     def from_range(cls, start: float, end: float, frequency: float = 1) -> PolicyWindow:
         """``starting_epoch``, ``ending_epoch`` (exclusive, -1 = open) and ``frequency``, in epochs."""
-        named = {"starting_epoch": start, "ending_epoch": end, "frequency": frequency}
-        for name, value in named.items():
-            if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-                raise ArgumentError(f"{name} must be a number of epochs, got {value!r}", argument=(name,))
+        _check_numbers(starting_epoch=start, ending_epoch=end, frequency=frequency)
         if start < 0:
             raise ArgumentError(f"starting_epoch must be 0 or more, got {start}", argument=("starting_epoch",))
         limit = math.inf if end == OPEN_END else end
@@ -79,9 +109,15 @@ class PolicyWindow:
         starting_epoch: float | None = None,
         ending_epoch: float | None = None,
         frequency: float | None = 1,
+        trigger: Trigger | None = None,
     ) -> PolicyWindow:
         """Distiller's four arguments: either ``epochs``, or the other three. Raises :class:`ArgumentError`."""
+        if trigger not in (None, *get_args(Trigger)):
+            raise ArgumentError(f"trigger is 'epoch' or 'step', got {trigger!r}", argument=("trigger",))
         if epochs is not None:
+            if trigger == "step":
+                message = "a list of epochs has no steps: give starting_epoch, ending_epoch and frequency"
+                raise ArgumentError(message, argument=("trigger",))
             if starting_epoch is not None or ending_epoch is not None:
                 raise ArgumentError(
                     "give either epochs, or starting_epoch and ending_epoch, not both", argument=("epochs",)
@@ -94,17 +130,32 @@ class PolicyWindow:
                 f"{' and '.join(missing)} missing: give epochs, or starting_epoch, ending_epoch and frequency",
                 argument=(missing[0],),
             )
-        return cls.from_range(starting_epoch, ending_epoch, frequency)
+        make = cls.of_steps if trigger == "step" else cls.from_range
+        return make(starting_epoch, ending_epoch, frequency)
 
     def __str__(self) -> str:
         if self.epochs is not None:
             return f"epochs {', '.join(map(str, self.epochs))}"
         end = "open end" if math.isinf(self.end) else f"{self.end:g}"
-        return f"epochs {self.start:g} to {end}, every {self.frequency:g}"
+        if self.is_stepwise and self.frequency in (0, EVERY_STEP):
+            return f"epochs {self.first:g} to {end}, {'every step' if self.frequency else 'once'}"
+        return f"epochs {self.first:g} to {end}, every {self.frequency:g}"
+
+    @property
+    def first(self) -> float:
+        """Where the window begins, in epochs from 0 (``start`` may be -1)."""
+        return max(self.start, 0)
+
+    @property
+    def is_stepwise(self) -> bool:
+        """Whether the window is looked at right before every optimizer step."""
+        return self.trigger == "step"
 
     @property
     def is_fractional(self) -> bool:
         """Whether the window acts between epoch boundaries."""
+        if self.is_stepwise:
+            return True
         values = (self.start, self.frequency, 0 if math.isinf(self.end) else self.end)
         return self.epochs is None and any(v is not None and float(v) != int(v) for v in values)
 
@@ -115,6 +166,8 @@ class PolicyWindow:
         stop = self.end if until is None else min(self.end, until)
         if math.isinf(stop):
             raise ArgumentError("an open window has no last epoch: say until which epoch to list it")
+        if self.is_stepwise:
+            return [epoch for epoch in range(math.floor(self.first), math.floor(stop) + 1) if self.is_active(epoch)]
         if self.is_fractional:
             return list(range(math.floor(self.start), math.ceil(stop)))
         return list(range(int(self.start), int(stop), int(self.frequency or 1)))
@@ -123,6 +176,8 @@ class PolicyWindow:
         """Whether the policy takes part in this epoch (for a fractional window: in some of its steps)."""
         if self.epochs is not None:
             return epoch in self.epochs
+        if self.is_stepwise:
+            return self.first < epoch + 1 and (epoch < self.end or epoch == self.first)
         if self.is_fractional:
             return self.start < epoch + 1 and epoch < self.end
         return self.start <= epoch < self.end and (epoch - int(self.start)) % int(self.frequency or 1) == 0
@@ -136,6 +191,40 @@ class PolicyWindow:
     def is_over(self, position: TrainPosition) -> bool:
         """Whether ``position`` lies at or after the end."""
         return position.fraction >= self.end - _TOLERANCE
+
+    def has_begun(self, position: TrainPosition) -> bool:
+        """Whether ``position`` lies at or after the start."""
+        return position.fraction >= self.start - _TOLERANCE
+
+    def is_due_after(self, last: float, position: TrainPosition) -> bool:
+        """Whether a stepwise window that was last due at ``last`` (in epochs) is due again."""
+        frequency = self.frequency or 0
+        if frequency == EVERY_STEP:
+            return True
+        return frequency > 0 and position.fraction >= last + frequency - _TOLERANCE
+
+    def planned(self, steps_per_epoch: float, *, until: float, limit: int = 10_000) -> list[float]:
+        """The epochs at which a stepwise window acts, its end included, when training has ``until`` epochs.
+
+        >>> PolicyWindow.of_steps(0, 2, 0.3).planned(4, until=3)
+        [0.0, 0.5, 1.0, 1.5, 2.0]
+
+        At most ``limit`` of them; the end counts as reached when training stops there.
+        """
+        found: list[float] = []
+        step = math.ceil(self.first * steps_per_epoch - _TOLERANCE)
+        while len(found) < limit:
+            at = step / steps_per_epoch
+            if self.end <= min(at, until) + _TOLERANCE:
+                return [*found, at]
+            if at >= until - _TOLERANCE or (found and self.frequency == 0 and math.isinf(self.end)):
+                return found
+            found.append(at)
+            step += 1
+            if self.frequency != EVERY_STEP:
+                wanted = at + self.frequency if self.frequency else math.inf
+                step = max(step, math.ceil(min(wanted, self.end, until) * steps_per_epoch - _TOLERANCE))
+        return found
 
     def due_count(self, position: TrainPosition) -> int:
         """How many times a fractional window has become due at ``position``: 1 at its start, +1 each ``frequency``."""
@@ -151,7 +240,7 @@ class PolicyWindow:
         if math.isinf(self.end):
             return None
         if self.is_fractional:
-            return math.ceil(self.end) - 1
+            return math.ceil(max(self.end, 1)) - 1
         start, frequency = int(self.start), int(self.frequency or 1)
         return start + (int(self.end) - 1 - start) // frequency * frequency
 
@@ -159,16 +248,20 @@ class PolicyWindow:
         """Whether ``epoch`` is the last active one, from the real list rather than ``end - 1``."""
         return epoch == self.last_epoch
 
-    def progress(self, position: TrainPosition) -> float:
+    def progress(self, position: TrainPosition, *, from_minus_one: bool = False) -> float:
         """How much of the window has passed, 0 at its first action and exactly 1 at its last; open windows stay at 0.
 
         Whole windows count epochs: ``(epoch - first) / (last - first)`` with the real last active epoch. A window of
-        one epoch is complete at once. Fractional windows reach 1 at ``end``.
+        one epoch is complete at once. Fractional windows reach 1 at ``end``. At a position of infinity (one-shot use)
+        everything is complete. ``from_minus_one``: a start of -1 is epoch -1, as SparseML computes it.
         """
+        if math.isinf(position.fraction):
+            return 1.0
         if math.isinf(self.end):
             return 0.0
         if self.is_fractional:
-            value = (position.fraction - self.start) / (self.end - self.start)
+            first = self.start if from_minus_one else self.first
+            value = 1.0 if self.end == first else (position.fraction - first) / (self.end - first)
         else:
             first, last = int(self.start), self.last_epoch
             value = 1.0 if last is None or last == first else (position.epoch - first) / (last - first)
@@ -181,3 +274,9 @@ class PolicyWindow:
         if epoch is not None:
             meta["current_epoch"] = epoch
         return meta
+
+
+def _check_numbers(**named: Any) -> None:
+    for name, value in named.items():
+        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+            raise ArgumentError(f"{name} must be a number of epochs, got {value!r}", argument=(name,))

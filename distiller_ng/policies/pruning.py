@@ -17,6 +17,7 @@ from distiller_ng.core.window import PolicyWindow
 from distiller_ng.graph.module_flow import batch_norm_pairs, fold_batch_norm_weights
 from distiller_ng.names import ParameterIndex
 from distiller_ng.policies._group_masks import GroupMasks
+from distiller_ng.policies._step_hooks import StepHooks
 from distiller_ng.policies.pruning_args import PruningArgs
 from distiller_ng.pruning.base import DEFAULT_TARGET, Pruner
 from distiller_ng.pruning.legacy import as_pruner
@@ -46,6 +47,11 @@ class PruningPolicy(Policy):
         self._norms: dict[str, str] | None = None  # batch norm behind each layer, with fold_batchnorm
         self._grouping = GroupMasks(self.pruner, self.args.mask_group is True)
         self._decides_at: int | None = None  # optimizer step of the first epoch, with skip_first_minibatch
+        self._decision_waits = False  # for the next optimizer step, with decides_before_step
+        self._steps = StepHooks(self._before_step, self.pruner.after_step)
+        self._watches_steps = any(
+            getattr(type(self.pruner), hook) is not getattr(Pruner, hook) for hook in ("before_step", "after_step")
+        )
 
     # -- hooks ------------------------------------------------------------------------------------------------------
 
@@ -60,9 +66,22 @@ class PruningPolicy(Policy):
     def on_update(self, ctx: StepContext) -> None:
         """Decide now."""
         self._initialize(ctx)
+        if self.pruner.decides_before_step and ctx.masks.optimizers:
+            self._decision_waits = True
+            return
+        self._update(ctx)
+
+    def _update(self, ctx: StepContext) -> None:
+        self._decision_waits = False
         self._mask_gradients(ctx, True)
         with self._own_levels():
             self._decide(ctx)
+
+    def _before_step(self, ctx: StepContext) -> None:
+        self.pruner.before_step(ctx)
+        if self._decision_waits:
+            self._update(ctx)
+            ctx.masks.apply_changes_()
 
     def _decide(self, ctx: StepContext) -> None:
         pruner = self.pruner
@@ -115,6 +134,8 @@ class PruningPolicy(Policy):
         if ctx.is_step and (periodic or first):
             self._decides_at = None
             self.on_update(ctx)
+        if self._watches_steps and ctx.is_step:
+            self._steps.arm(ctx)
         self._extend_late(ctx)
         # Between the micro-batches of one step only double copies can have been put back.
         if self._is_forward_only and (ctx.is_step or self.args.use_double_copies):
@@ -133,16 +154,25 @@ class PruningPolicy(Policy):
     def on_window_end(self, ctx: StepContext) -> None:
         """Finish the last ramp, make masks permanent or release them, and remove the gradient hooks."""
         if ctx.window.is_fractional and not self.pruner.releases_at_window_end:
-            self.on_update(ctx)  # the due steps stop short of the end, the planned level must be reached
+            self._initialize(ctx)
+            self._update(ctx)  # the due steps stop short of the end, the planned level must be reached
+        self._steps.disarm()
         for name in self.pruner.names:
             masker = ctx.masks[name]
             if self.args.keep_mask and masker.is_forward_only:
                 masker.revert_weights(ctx.parameters[name])
                 masker.use_double_copies = masker.mask_on_forward_only = False
-        if self.pruner.releases_at_window_end:
+        ctx.masks.apply_changes_()
+        if self.pruner.releases_at_window_end or not self.args.leave_enabled:
             ctx.masks.release(self.pruner.owner)
+            for name in self.pruner.names if not self.args.leave_enabled else ():
+                ctx.masks[name].masks_gradients = False
         self._mask_gradients(ctx, False)
         ctx.masks.apply_changes_()
+
+    def on_finish(self, ctx: StepContext) -> None:
+        """Leave nothing on the optimizers."""
+        self._steps.remove()
 
     def on_epoch_end(self, ctx: StepContext) -> None:
         """Outside active epochs the forward-only backends do not mask, so they leave gradients alone too."""
@@ -168,7 +198,7 @@ class PruningPolicy(Policy):
         args = self.args
         if hook == "on_minibatch_begin":
             per_step = args.mini_batch_pruning_frequency > 0 or args.skip_first_minibatch
-            return self._is_forward_only or per_step or self._may_mask_groups
+            return self._is_forward_only or per_step or self._may_mask_groups or self._watches_steps
         if hook == "before_parameter_optimization":
             return args.use_double_copies
         if hook == "on_minibatch_end":
@@ -203,6 +233,7 @@ class PruningPolicy(Policy):
         return {
             "initialized": self._initialized,
             "decides_at": self._decides_at,
+            "decision_waits": self._decision_waits,
             "pruner": self.pruner.state_dict(),
             "group_masks": self._grouping.state_dict(),
         }
@@ -211,6 +242,7 @@ class PruningPolicy(Policy):
         """Restore :meth:`state_dict`."""
         self._initialized = bool(state["initialized"])
         self._decides_at = state["decides_at"]
+        self._decision_waits = bool(state.get("decision_waits", False))
         self.pruner.load_state_dict(state["pruner"])
         self._grouping.load_state_dict(state.get("group_masks", {}))
 

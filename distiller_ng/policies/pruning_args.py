@@ -29,7 +29,8 @@ class PruningArgs:
     a masked filter or channel takes everything with it that belongs to it (bias, norm, coupled layers, the next layers'
     inputs), decided once for coupled layers, so that the model that trains is the one that remains after thinning; by
     default wherever the model's channels can be followed (with ``compat: distiller`` nowhere), with ``true`` it is an
-    error where they cannot.
+    error where they cannot. ``leave_enabled: false`` drops the masks when the window ends: what was pruned stays zero
+    there and trains again.
     """
 
     levels: float | Mapping[str, float] | None = None
@@ -44,6 +45,7 @@ class PruningArgs:
     zero_masked_gradients: bool = False
     reset_optimizer_state: bool | None = None
     mask_group: bool | None = None
+    leave_enabled: bool = True
 
     def __post_init__(self) -> None:
         frequency = self.mini_batch_pruning_frequency
