@@ -8,16 +8,15 @@ from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from distiller_ng.core.context import StepContext
 from distiller_ng.core.masker import ParameterMasker
-from distiller_ng.core.masks import MaskRegistry
-from distiller_ng.core.position import TrainPosition
 from distiller_ng.core.window import PolicyWindow
 from distiller_ng.errors import ArgumentError, CheckpointError, TargetError
 from distiller_ng.names import ParameterIndex
 from distiller_ng.ops.patterns import NMPattern
+from distiller_ng.pruning._direct_call import direct_context
 from distiller_ng.pruning.sparsity_schedules.base import ScheduleLike, SparsitySchedule, as_schedule
 from distiller_ng.registry import Registry
 
@@ -70,6 +69,8 @@ class Pruner(ABC):
     follows_channels: ClassVar[bool] = False
     #: Whether a decision is still to be made, once it is known what the model is called with.
     waits_for_inputs: bool = False
+    #: Whether decisions are made right before an optimizer's step, when :meth:`before_step` has seen its gradients.
+    decides_before_step: ClassVar[bool] = False
     #: Whether the policy drops this pruner's masks when its window ends.
     releases_at_window_end: ClassVar[bool] = False
 
@@ -214,6 +215,14 @@ class Pruner(ABC):
     def stop_observing(self) -> None:
         """Stop collecting and remove every hook."""
 
+    # -- every step -------------------------------------------------------------------------------------------------
+
+    def before_step(self, ctx: StepContext) -> None:
+        """``ctx.optimizer`` is about to step, with gradients as it will apply them; only while the policy is active."""
+
+    def after_step(self, ctx: StepContext) -> None:
+        """``ctx.optimizer`` stepped; masked weights are zero again."""
+
     # -- state ------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
@@ -239,7 +248,7 @@ class Pruner(ABC):
         ``meta`` may hold ``starting_epoch``, ``ending_epoch``, ``frequency``, ``current_epoch``, ``model``. A parameter
         this pruner does not target is left alone.
         """
-        ctx = _direct_context(param, param_name, zeros_mask_dict, meta or {})
+        ctx = direct_context(param, param_name, zeros_mask_dict, meta or {})
         self.bind(ctx.parameters, strict=False)
         name = ctx.parameters.find(param_name) or param_name
         for group in self.groups(ctx.parameters):
@@ -250,33 +259,6 @@ class Pruner(ABC):
                     if ctx.masks is not zeros_mask_dict:
                         zeros_mask_dict[param_name].set(masks[name], owner=self.owner, binary=self.binary_masks)
                     self.update_weights_(ctx)
-
-
-def _direct_context(
-    param: Tensor, param_name: str, masks: MutableMapping[str, ParameterMasker], meta: Mapping[str, Any]
-) -> StepContext:
-    model = meta.get("model")
-    if isinstance(masks, MaskRegistry) and param_name in masks.parameters:
-        parameters = masks.parameters
-        registry = masks
-    else:
-        parameters = ParameterIndex.of_tensors({param_name: param})
-        if isinstance(model, nn.Module) and ParameterIndex(model).get(param_name) is param:
-            parameters = ParameterIndex(model)
-        registry = MaskRegistry(parameters)
-        for name, masker in masks.items():
-            if name in parameters and masker is not None:
-                for owner, mask in masker.owners.items():
-                    registry.set(name, mask, owner=owner)
-    start, end = meta.get("starting_epoch", 0), meta.get("ending_epoch", 1)
-    frequency = meta.get("frequency") or 1
-    return StepContext(
-        model=model if isinstance(model, nn.Module) else nn.Identity(),
-        parameters=parameters,
-        masks=registry,
-        window=PolicyWindow.from_range(start, end, frequency),
-        position=TrainPosition(int(meta.get("current_epoch", start))),
-    )
 
 
 def _parse_pattern(pattern: str | int) -> NMPattern:
