@@ -1,8 +1,9 @@
 """Canonical names of parameters and modules, and the one matcher for everything a user may write (layer 0).
 
 A target is an exact name (``layer1.0.conv1.weight``), a pattern (``re:layer1\\..*weight``, matched in full) or a token
-(``__ALL__``, ``__ALL_PRUNABLE__``, ``__ALL_PRUNABLE_WITH_EMBEDDINGS__``). Names written for a wrapped model (``module.conv1.weight``,
-``features.module.0.weight``, ``_orig_mod.conv1.weight``) mean the same parameter on the bare one, and the reverse.
+(``__ALL__``, ``__ALL_PRUNABLE__``, ``__ALL_PRUNABLE_WITH_EMBEDDINGS__``). Names written for a wrapped model
+(``module.conv1.weight``, ``features.module.0.weight``, ``_orig_mod.conv1.weight``) mean the same parameter on the bare
+one, and the reverse.
 """
 
 from __future__ import annotations

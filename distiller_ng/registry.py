@@ -26,8 +26,9 @@ C = TypeVar("C", bound=type)
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 #: What ``end_epoch`` may be: ``never``: only -1; ``open``: -1, or from ``start_epoch`` on; ``from_start``: from
-#: ``start_epoch`` on; ``after_start``: later than ``start_epoch``; ``ignored``: the modifier acts once.
-EndRule: TypeAlias = Literal["never", "open", "from_start", "after_start", "ignored"]
+#: ``start_epoch`` on; ``after_start``: later than ``start_epoch``; ``run``: the same, and -1 is the last epoch of the
+#: run (the latest end of the other modifiers); ``ignored``: the modifier acts once.
+EndRule: TypeAlias = Literal["never", "open", "from_start", "after_start", "run", "ignored"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +58,10 @@ class RecipeTag:
     Names: ``params`` is the constructor argument that takes the parameters ``params`` names, already translated to our
     targets (``re:`` patterns match from the start, ``__ALL_PRUNABLE__`` has SparseML's meaning, a module's name stands
     for its weight); None: the modifier has no ``params``. ``default_params``: when a recipe gives none.
-    ``renamed``: property -> constructor argument. ``spellings``: other spellings of properties, accepted with a warning.
-    ``ignored``: property -> why it is ignored (with a warning).
-    ``policy_args``: property -> argument of the policy (below ``args`` in a schedule). ``fixed``: constructor arguments
-    that the tag implies, ``{"scope": "global"}``; ``fixed_policy_args`` likewise. ``aliases``: other spellings of the
-    tag, accepted with a warning.
+    ``renamed``: property -> constructor argument. ``spellings``: other spellings of properties, taken with a warning.
+    ``ignored``: property -> why it is ignored (with a warning). ``policy_args``: property -> argument of the policy
+    (below ``args`` in a schedule). ``fixed``: constructor arguments that the tag implies, ``{"scope": "global"}``;
+    ``fixed_policy_args`` likewise. ``aliases``: other spellings of the tag, taken with a warning.
 
     What does not fit in such a table goes into two class methods of the component, both optional::
 

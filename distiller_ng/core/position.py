@@ -44,6 +44,13 @@ class TrainPosition:
         return (math.ceil(self.epoch * exact) + self.minibatch_id) / exact
 
     @property
+    def epoch_length(self) -> float:
+        """Optimizer steps in an epoch."""
+        return self.minibatches_per_epoch if self.steps_per_epoch is None else self.steps_per_epoch
+
+    @property
     def step(self) -> int:
         """Absolute optimizer step, were every epoch this long: ``epoch * minibatches_per_epoch + minibatch_id``."""
+        if self.steps_per_epoch is not None and math.isfinite(self.steps_per_epoch):
+            return math.ceil(self.epoch * self.steps_per_epoch) + self.minibatch_id
         return self.epoch * self.minibatches_per_epoch + self.minibatch_id

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
@@ -41,7 +42,12 @@ def check_rate(name: str, value: Any, *, low_is_allowed: bool) -> float:
 
 
 def groups_of(ctx: StepContext, wanted: Sequence[int], who: str) -> list[dict[str, Any]]:
-    """The groups of the scheduler's optimizer; raises :class:`LifecycleError` without one, or without such a group."""
+    """The groups of the scheduler's optimizer; raises :class:`LifecycleError` without one, or without such a group.
+
+    In one-shot use nothing is trained: there are none.
+    """
+    if math.isinf(ctx.position.fraction):
+        return []
     optimizer: Optimizer | None = ctx.optimizer
     if optimizer is None:
         raise LifecycleError(
