@@ -95,16 +95,21 @@ class StepContext:
         return sampler
 
     def gradients(
-        self, names: Sequence[str], count: int, options: Mapping[str, Any] | None = None
+        self,
+        names: Sequence[str],
+        count: int,
+        *,
+        options: Mapping[str, Any] | None = None,
+        weights: Mapping[str, Tensor] | None = None,
     ) -> Iterator[dict[str, Tensor]]:
         """``count`` gradients of the loss by name, each of one minibatch, of masked weights too.
 
-        ``options`` go to the builder of the user's sampler. See :meth:`GradientSampler.gradients`; raises
-        :class:`CalibrationError` where there is nothing to sample.
+        ``options`` go to the builder of the user's sampler; ``weights`` stand in for the model's own. See
+        :meth:`GradientSampler.gradients`; raises :class:`CalibrationError` where there is nothing to sample.
         """
         wanted = {name: self.parameters[name] for name in names}
         with self.masks.gradients_unmasked():
-            yield from self.sampler.with_options(options).gradients(self.model, wanted, count)
+            yield from self.sampler.with_options(options).gradients(self.model, wanted, count, weights)
 
     def weight(self, name: str) -> Tensor:
         """The tensor to rank for the parameter ``name``: its detached data, or the batch-norm folded version."""

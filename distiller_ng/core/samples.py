@@ -8,7 +8,6 @@ made from the loader of the training loop.
 from __future__ import annotations
 
 import contextlib
-import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeAlias
@@ -17,24 +16,20 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
+from distiller_ng.core._batches import Batch, called_builder, fresh_loader, moved, onto, split_batch
 from distiller_ng.core._default_loss import default_loss
 from distiller_ng.core.resume import capture_rng, loader_generators, restore_rng
 from distiller_ng.errors import ArgumentError, CalibrationError
 from distiller_ng.names import unwrap
 
-__all__ = ["Batch", "GradientSampler", "GradientSamplerLike", "SampleSource"]
+__all__ = ["GradientSampler", "GradientSamplerLike", "SampleSource"]
 
 #: ``loss(outputs, target)``: a scalar to differentiate.
 Loss: TypeAlias = Callable[[Any, Any], Tensor]
-#: Positional arguments, keyword arguments and target of one forward pass.
-Batch: TypeAlias = tuple[Sequence[Any], Mapping[str, Any], Any]
 #: A sampler, the mapping that SparseML takes as ``grad_sampler``, or anything that gives minibatches.
 GradientSamplerLike: TypeAlias = "GradientSampler | Mapping[str, Any] | Iterable[Any]"
-
-_TARGET_KEYS = ("labels", "label", "targets", "target")
-_HALF = (torch.float16, torch.bfloat16)
 
 
 class GradientSampler:
@@ -98,42 +93,58 @@ class GradientSampler:
         return copy
 
     def gradients(
-        self, model: nn.Module, parameters: Mapping[str, nn.Parameter], count: int
+        self,
+        model: nn.Module,
+        parameters: Mapping[str, nn.Parameter],
+        count: int,
+        weights: Mapping[str, Tensor] | None = None,
     ) -> Iterator[dict[str, Tensor]]:
         """``count`` times the gradients of one minibatch's loss, by name; zeros for a parameter the loss ignores.
 
-        Under data parallelism each is the mean over all ranks. A minibatch whose gradients are not finite is left out.
+        ``weights`` (by the same names) stand in for the model's own, which are not changed. Under data parallelism each
+        is the mean over all ranks. A minibatch whose gradients are not finite is left out.
         The batches begin again when they run out. Raises :class:`CalibrationError` when there are none, or none is
         finite.
         """
-        tensors = list(parameters.values())
         frozen = [name for name, parameter in parameters.items() if not parameter.requires_grad]
         if frozen:
             raise CalibrationError(f"no gradients of {frozen[0]!r}: it does not require any (requires_grad is False)")
+        run = _Run(model, parameters, weights)
+        tensors = [run.tensors[name] for name in parameters]
         finite = 0
         with self._as_it_was(model):
             for batch in self._cycled(model, count):
-                gradients = self._gradients_of(unwrap(model), batch, tensors)
+                gradients = self._gradients_of(run, batch, tensors)
                 if all(bool(torch.isfinite(g).all()) for g in gradients):
                     finite += 1
                     yield dict(zip(parameters, gradients, strict=True))
         if not finite:
             raise CalibrationError("the gradients of no sampled minibatch are finite: did the training diverge?")
 
-    def passes(self, model: nn.Module, count: int | None = None) -> Iterator[Callable[[], Any]]:
-        """One function for each minibatch (at most ``count``) that runs the model on it, without gradients."""
+    def passes(
+        self,
+        model: nn.Module,
+        count: int | None = None,
+        parameters: Mapping[str, nn.Parameter] | None = None,
+        weights: Mapping[str, Tensor] | None = None,
+    ) -> Iterator[Callable[[], Any]]:
+        """One function for each minibatch (at most ``count``) that runs the model on it, without gradients.
+
+        ``weights`` stand in for those of the model's ``parameters`` that have the same names.
+        """
+        run = _Run(model, parameters or {}, weights)
         with self._as_it_was(model):
             for done, (args, kwargs, _) in enumerate(self._once(model)):
                 if done == count:
                     return
-                yield torch.no_grad()(partial(unwrap(model), *args, **kwargs))
+                yield torch.no_grad()(partial(run, *args, **kwargs))
 
     # -- internals --------------------------------------------------------------------------------------------------
 
-    def _gradients_of(self, model: nn.Module, batch: Batch, tensors: Sequence[Tensor]) -> list[Tensor]:
+    def _gradients_of(self, run: _Run, batch: Batch, tensors: Sequence[Tensor]) -> list[Tensor]:
         args, kwargs, target = batch
         with torch.enable_grad(), _differentiable_rnn(tensors):
-            loss = self._loss(model(*args, **kwargs), target)
+            loss = self._loss(run(*args, **kwargs), target)
             found = torch.autograd.grad(loss, tensors, allow_unused=True)
         gradients = [torch.zeros_like(t) if g is None else g for g, t in zip(found, tensors, strict=True)]
         _average_(gradients)
@@ -170,16 +181,16 @@ class GradientSampler:
     def _once(self, model: nn.Module) -> Iterator[Batch]:
         like = next((p for p in unwrap(model).parameters() if p.is_floating_point()), torch.zeros(()))
         for batch in self._open():
-            args, kwargs, target = batch if self._yields_triples else _split(batch)
-            yield _moved(tuple(args), like), _moved(dict(kwargs), like), pytree.tree_map(_onto(like.device), target)
+            args, kwargs, target = batch if self._yields_triples else split_batch(batch)
+            yield moved(tuple(args), like), moved(dict(kwargs), like), pytree.tree_map(onto(like.device), target)
 
     def _open(self) -> Iterable[Any]:
         source = self._batches
         if isinstance(source, DataLoader):
-            return _fresh(source)
+            return fresh_loader(source)
         if not callable(source) or isinstance(source, Iterable):
             return source
-        return _called(source, dict(self._options or {}))
+        return called_builder(source, dict(self._options or {}))
 
 
 class SampleSource:
@@ -205,59 +216,26 @@ class SampleSource:
         self._loader = None if isinstance(loader, Iterator) else loader
 
 
-def _split(batch: Any) -> Batch:
-    """``(inputs..., target)``, a mapping of keyword arguments, or bare inputs."""
-    if isinstance(batch, Mapping):
-        target = next((batch[key] for key in _TARGET_KEYS if key in batch), None)
-        return (), batch, target
-    if isinstance(batch, tuple | list):
-        return (batch, {}, None) if len(batch) == 1 else (batch[:-1], {}, batch[-1])
-    return (batch,), {}, None
+class _Run:
+    """Calls a model, with other tensors in the place of some of its parameters."""
 
+    def __init__(
+        self, model: nn.Module, parameters: Mapping[str, nn.Parameter], weights: Mapping[str, Tensor] | None
+    ) -> None:
+        self._model = unwrap(model)
+        self._instead: dict[str, Tensor] = {}
+        #: What is differentiated, by name.
+        self.tensors: dict[str, Tensor] = dict(parameters)
+        if weights:
+            names = {id(parameter): name for name, parameter in self._model.named_parameters()}
+            for name, weight in weights.items():
+                self.tensors[name] = weight.detach().requires_grad_()
+                self._instead[names[id(parameters[name])]] = self.tensors[name]
 
-def _moved(values: Any, like: Tensor) -> Any:
-    """Inputs where the model is; in its own type if that is a half type."""
-    move = _onto(like.device)
-
-    def fit(value: Any) -> Any:
-        value = move(value)
-        half = isinstance(value, Tensor) and value.is_floating_point() and like.dtype in _HALF
-        return value.to(like.dtype) if half else value
-
-    return pytree.tree_map(fit, values)
-
-
-def _onto(device: torch.device) -> Callable[[Any], Any]:
-    return lambda value: value.to(device) if isinstance(value, Tensor) else value
-
-
-def _fresh(loader: DataLoader[Any]) -> Iterable[Any]:
-    """A loader over the same samples that leaves a running iterator (and its workers) alone."""
-    common: dict[str, Any] = {
-        "num_workers": loader.num_workers,
-        "collate_fn": loader.collate_fn,
-        "worker_init_fn": loader.worker_init_fn,
-        "multiprocessing_context": loader.multiprocessing_context,
-    }
-    if isinstance(loader.dataset, IterableDataset) or loader.batch_sampler is None:
-        sampler = None if isinstance(loader.dataset, IterableDataset) else loader.sampler
-        drop_last = loader.drop_last if loader.batch_size is not None else False
-        return DataLoader(loader.dataset, loader.batch_size, sampler=sampler, drop_last=drop_last, **common)
-    return DataLoader(loader.dataset, batch_sampler=loader.batch_sampler, **common)
-
-
-def _called(builder: Callable[..., Iterable[Any]], options: dict[str, Any]) -> Iterable[Any]:
-    """What a builder returns, called in the way it is written: ``build()``, ``build(kwargs)``, ``build(**kwargs)``."""
-    try:
-        parameters = list(inspect.signature(builder).parameters.values())
-    except (TypeError, ValueError):  # some builtins have no signature
-        return builder()
-    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.VAR_POSITIONAL)]
-    keywords = [p for p in parameters if p.kind in (p.VAR_KEYWORD, p.KEYWORD_ONLY)]
-    required = [p for p in positional if p.default is p.empty and p.kind is not p.VAR_POSITIONAL]
-    if keywords or (options and set(options) <= {p.name for p in positional}):
-        return builder(**options) if not required or options else builder(options)
-    return builder(options) if positional else builder()
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not self._instead:
+            return self._model(*args, **kwargs)
+        return torch.func.functional_call(self._model, self._instead, args, kwargs)
 
 
 def _differentiable_rnn(tensors: Sequence[Tensor]) -> contextlib.AbstractContextManager[Any]:

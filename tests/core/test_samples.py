@@ -191,3 +191,42 @@ def test_passes_run_the_model_without_gradients():
     outputs = [run() for run in GradientSampler(BATCHES).passes(model)]
     assert [float(y) for y in outputs] == [3.0, 6.0] and not outputs[0].requires_grad
     assert len(list(GradientSampler(BATCHES).passes(model, 1))) == 1
+
+
+def test_other_weights_stand_in():
+    model = line()
+    instead = {"weight": torch.full((1, 1), 5.0)}
+    (found,) = GradientSampler(BATCHES).gradients(model, named(model), 1, instead)
+    assert float(found["weight"]) == 10.0 and model.weight.item() == 3.0
+    outputs = [float(run()) for run in GradientSampler(BATCHES).passes(model, None, named(model), instead)]
+    assert outputs == [5.0, 10.0] and model.weight.item() == 3.0
+
+
+def test_a_recurrent_layer_with_other_weights():
+    model = nn.LSTM(2, 3)
+    batches = [(torch.randn(4, 1, 2), None)]
+    sampler = GradientSampler(batches, lambda outputs, _: outputs[0].sum())
+    parameters = {"weight_hh_l0": model.weight_hh_l0}
+    (same,) = sampler.gradients(model, parameters, 1)
+    (other,) = sampler.gradients(model, parameters, 1, {"weight_hh_l0": torch.zeros(12, 3)})
+    assert not torch.equal(same["weight_hh_l0"], other["weight_hh_l0"])
+
+
+def test_gradients_of_masked_weights_are_what_they_are():
+    model = line()
+    scheduler = distiller.CompressionScheduler(model)
+    scheduler.masks.set("weight", torch.zeros(1, 1), owner="p")
+    scheduler.masks["weight"].masks_gradients = True
+    scheduler.masks.prepare()
+    scheduler.grad_sampler = BATCHES
+    ctx = distiller.StepContext(
+        model=model,
+        parameters=scheduler.parameters,
+        masks=scheduler.masks,
+        window=distiller.PolicyWindow.from_range(0, 1, 1),
+        position=distiller.TrainPosition(0),
+        data=scheduler.data,
+    )
+    assert [float(g["weight"]) for g in ctx.gradients(["weight"], 1)] == [6.0]
+    model(torch.ones(1, 1)).sum().backward()
+    assert float(model.weight.grad) == 0  # the hook is back
