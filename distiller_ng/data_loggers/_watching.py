@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from distiller_ng.errors import ArgumentError, TargetError, did_you_mean
+from distiller_ng.graph.functional_calls import call_kind, may_own_calls
 from distiller_ng.names import canonical_name, strip_wrappers, unwrap
+from distiller_ng.ops.modules import has_parts
 
-__all__ = ["input_tensors", "inside_units", "main_output", "output_tensors", "refuse_data_parallel", "watched_modules"]
+__all__ = [
+    "CallFilter",
+    "input_tensors",
+    "inside_units",
+    "is_call_name",
+    "main_output",
+    "output_tensors",
+    "refuse_data_parallel",
+    "watched_modules",
+]
 
 # They compute with their submodules' weights, not with the submodules, whose hooks never run.
 _UNITS = (nn.MultiheadAttention,)
@@ -81,7 +93,7 @@ def _is_wanted(module: nn.Module, classes: Sequence[type[nn.Module]] | None) -> 
 
 def _is_unit(module: nn.Module) -> bool:
     wrapped = getattr(module, "wrapped_module", None)
-    return isinstance(module, _UNITS) or isinstance(wrapped, nn.Module) or next(module.children(), None) is None
+    return isinstance(module, _UNITS) or isinstance(wrapped, nn.Module) or not has_parts(module)
 
 
 def inside_units(model: nn.Module) -> set[nn.Module]:
@@ -90,13 +102,49 @@ def inside_units(model: nn.Module) -> set[nn.Module]:
     return {part for unit in units for part in unit.modules() if part is not unit}
 
 
+def is_call_name(name: str, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether ``name`` can be that of a function: ``layer1.0.add`` where ``layer1.0`` is a module that has parts."""
+    owner, _, last = name.rpartition(".")
+    return name not in modules and owner in modules and call_kind(last) is not None and may_own_calls(modules[owner])
+
+
+@dataclass(frozen=True, slots=True)
+class CallFilter:
+    """Which functions are watched, and their names: all (``chosen`` None), or those called in chosen modules."""
+
+    names: Mapping[nn.Module, str]
+    chosen: set[nn.Module] | None
+    listed: frozenset[str]
+
+    @classmethod
+    def of(cls, model: nn.Module, modules_list: Iterable[str | nn.Module] | None) -> CallFilter:
+        """For what ``start(modules_list)`` of a collector was given."""
+        inner = unwrap(model)
+        named = {name: inner.get_submodule(raw) for name, raw in _names(inner).items()}
+        wanted = frozenset(name for name in _as_list(modules_list) if isinstance(name, str))
+        return cls({module: name for name, module in named.items()}, _chosen(modules_list, inner, named), wanted)
+
+    def name_of(self, owner: nn.Module, name: str) -> str | None:
+        """The full name of a function that ``owner`` calls; None where it is not watched."""
+        full = f"{self.names.get(owner, '')}.{name}".lstrip(".")
+        return full if self.chosen is None or owner in self.chosen or full in self.listed else None
+
+
+def _as_list(modules_list: Iterable[str | nn.Module] | None) -> list[str | nn.Module]:
+    return [modules_list] if isinstance(modules_list, str) else list(modules_list or ())
+
+
 def _chosen(
     modules_list: Iterable[str | nn.Module] | None, model: nn.Module, named: Mapping[str, nn.Module]
 ) -> set[nn.Module] | None:
-    if isinstance(modules_list, str):
-        modules_list = [modules_list]
-    roots = [_module_called(wanted, model, named) for wanted in modules_list or ()]
-    return {part for root in roots for part in root.modules()} if roots else None
+    wanted = _as_list(modules_list)
+    everywhere = {"": model, **named}
+    roots = [
+        _module_called(one, model, named)
+        for one in wanted
+        if not (isinstance(one, str) and is_call_name(canonical_name(one), everywhere))
+    ]
+    return {part for root in roots for part in root.modules()} if wanted else None
 
 
 def _module_called(wanted: str | nn.Module, model: nn.Module, named: Mapping[str, nn.Module]) -> nn.Module:

@@ -17,7 +17,7 @@ from distiller_ng.errors import ArgumentError
 from distiller_ng.graph._summary_ops import ModuleNames
 from distiller_ng.graph.inputs import ExampleInputsLike
 from distiller_ng.graph.summary_graph import AdjacentsEntry, SummaryGraph
-from distiller_ng.ops.modules import normalize_module_name
+from distiller_ng.ops.modules import has_parts, normalize_module_name
 
 __all__ = ["Chain", "ModuleTypes", "connections_of", "find_chains", "fuse_modules", "put_in_place_"]
 
@@ -181,7 +181,7 @@ def _units(model: nn.Module, adjacency_map: Mapping[str, AdjacentsEntry]) -> dic
         if name not in modules:  # the map may be that of the model inside a wrapper
             name = names.full(normalize_module_name(name))
         module = modules.get(name)
-        if module is None or module is model or _has_parts(module):
+        if module is None or module is model or has_parts(module):
             name, module = operation, None
         owner[operation] = name
         unit = units.setdefault(name, _Unit(name, module))
@@ -197,10 +197,6 @@ def _units(model: nn.Module, adjacency_map: Mapping[str, AdjacentsEntry]) -> dic
         unit.before.pop(unit.name, None)
         unit.after.pop(unit.name, None)
     return units
-
-
-def _has_parts(module: nn.Module) -> bool:
-    return any(name != "parametrizations" for name, _ in module.named_children())
 
 
 def _as_sequence(types_sequence: Any) -> Iterable[Any]:

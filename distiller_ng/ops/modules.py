@@ -21,6 +21,7 @@ __all__ = [
     "find_module_by_fq_name",
     "get_nonparallel_clone_model",
     "has_children",
+    "has_parts",
     "make_non_parallel_copy",
     "model_device",
     "model_find_module",
@@ -32,6 +33,8 @@ __all__ = [
     "optimizer_device_name",
     "param_name_2_module_name",
 ]
+
+_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 def normalize_module_name(layer_name: str) -> str:
@@ -128,6 +131,22 @@ def model_setattr(model: nn.Module, attr_name: str, val: Any, register: bool = F
 def has_children(module: nn.Module) -> bool:
     """Whether a module contains modules."""
     return any(True for _ in module.children())
+
+
+def has_parts(module: nn.Module) -> bool:
+    """Whether a module is made of others that compute, so that it is no layer of its own.
+
+    A convolution or linear layer that keeps its padding (or an identity in its place) as a module inside is one layer;
+    so is one whose weight is parametrized.
+    """
+    children = [child for name, child in module.named_children() if name != "parametrizations"]
+    return bool(children) and not (isinstance(module, _LAYERS) and all(_is_padding(child) for child in children))
+
+
+def _is_padding(module: nn.Module) -> bool:
+    kind = type(module).__name__.lower()
+    has_own = any(True for _ in (*module.children(), *module.parameters(), *module.buffers()))
+    return ("pad" in kind or "identity" in kind) and not has_own
 
 
 def model_device(model: nn.Module) -> str:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from distiller_ng.ops.modules import has_parts
 from distiller_ng.quantization._activations import set_bypass
 from distiller_ng.quantization._configuration import QuantizerConfig, mark
 from distiller_ng.quantization._control import QuantizerControl
@@ -51,7 +52,7 @@ class QuantizerPreparation(QuantizerControl):
         changes = Replacements(self._replacement, self.replacement_blacklist)
         changes.visit(self.model)
         for change in changes:
-            if not any(change.original.children()):
+            if not has_parts(change.original):
                 change.module.train(change.original.training)
             self._place(change.module)
         changes.apply_()
@@ -67,7 +68,7 @@ class QuantizerPreparation(QuantizerControl):
             self.modules_processed[change.original] = (change.name, change.module)
             mark(change.module, self.config)
             set_bypass(change.module, change.original)
-            if not any(change.original.children()) and any(change.module.children()):
+            if not has_parts(change.original) and any(change.module.children()):
                 bits = self.module_qbits_map[change.name]
                 for inside, module in change.module.named_modules():
                     self._add_qbits_entry(f"{change.name}.{inside}" if inside else change.name, module, bits)

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 from torch import nn
 
 from distiller_ng.errors import listed
+from distiller_ng.ops.modules import has_parts
 from distiller_ng.quantization._overrides import OverrideTypeError
 
 __all__ = ["ReplaceFn", "Replacement", "Replacements", "check_settings", "settings_of"]
@@ -58,7 +59,8 @@ class Replacements:
             self._seen[module] = (name, wrapper)
             if wrapper is not module:
                 self.found.append(Replacement(container, child, name, module, wrapper))
-            self.visit(module, f"{name}.")
+            if has_parts(module):
+                self.visit(module, f"{name}.")
 
     def apply_(self) -> None:
         """Set everything that was found, in the model."""

@@ -11,6 +11,7 @@ from torch import nn
 
 from distiller_ng.errors import ArgumentError
 from distiller_ng.names import canonical_name
+from distiller_ng.ops.modules import has_parts
 from distiller_ng.quantization._weights import is_quantizable, why_not_quantizable
 from distiller_ng.quantization.ptq_settings import ModuleQuantMode
 from distiller_ng.quantization.q_utils import QBits
@@ -46,7 +47,7 @@ _SETTINGS = (
 
 def is_wrappable(module: nn.Module) -> bool:
     """Whether a module computes on its own: no parts, no dropout, nothing whose weights another module uses."""
-    return not (any(module.children()) or isinstance(module, (nn.Identity, *_DROPOUTS)) or why_not_quantizable(module))
+    return not (has_parts(module) or isinstance(module, (nn.Identity, *_DROPOUTS)) or why_not_quantizable(module))
 
 
 def needs_no_statistics(module: nn.Module) -> bool:

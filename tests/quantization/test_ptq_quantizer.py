@@ -499,3 +499,27 @@ def test_a_transformer_encoder(static):
 def test_a_single_layer_is_refused():
     with pytest.raises(ValueError, match="Sequential"):
         PostTrainLinearQuantizer(nn.Linear(4, 2)).prepare_model(torch.randn(1, 4))
+
+
+class _SamePadding(nn.Conv2d):
+    """A convolution that keeps its padding as a module, as EfficientNet's of several libraries do."""
+
+    def __init__(self):
+        super().__init__(1, 2, 3, stride=2, bias=False)
+        self.static_padding = nn.ZeroPad2d((0, 1, 0, 1))
+
+    def forward(self, x):
+        return nn.functional.conv2d(self.static_padding(x), self.weight, self.bias, self.stride)
+
+
+def test_a_convolution_with_its_padding_inside_is_one_layer():
+    torch.manual_seed(0)
+    model = nn.Sequential(_SamePadding(), nn.BatchNorm2d(2), nn.ReLU()).eval()
+    model[1].running_mean.uniform_(-1, 1)
+    x = torch.randn(4, 1, 8, 8)
+    stats = collect_quant_stats(model, lambda model: model(x))
+    assert set(stats) == {"0", "1", "2"}
+    expected = model(x)
+    model = PostTrainLinearQuantizer(model, model_activation_stats=stats).prepare_model(x)
+    assert isinstance(model[0], RangeLinearQuantParamLayerWrapper) and isinstance(model[1], nn.Identity)
+    assert torch.allclose(model(x), expected, atol=0.05)
