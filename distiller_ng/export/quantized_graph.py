@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -21,7 +22,7 @@ from distiller_ng.graph.trace import exported_program, op_name
 from distiller_ng.ops.linear_quantization import QuantizationParameters
 from distiller_ng.quantization.exporters import LayerPrecision
 
-__all__ = ["QuantizedGraph", "quantized_graph"]
+__all__ = ["QuantizedGraph", "layer_nodes", "quantized_graph"]
 
 _aten = torch.ops.aten
 _PRODUCTS = {_aten.matmul.default, _aten.bmm.default, _aten.mm.default}
@@ -59,8 +60,13 @@ class QuantizedGraph:
 
     @cached_property
     def grids(self) -> Grids:
-        """The grid that each node's values lie on; make a new graph after changing nodes."""
+        """The grid that each node's values lie on; after changing nodes ask :meth:`renewed`."""
         return Grids(self.constants)
+
+    def renewed(self) -> QuantizedGraph:
+        """The same module without what nothing uses any more, looked at anew."""
+        clean_(self.module)
+        return QuantizedGraph(self.module, self.inputs, self.dynamic_shapes, self.layers, self.notes)
 
     def program(self) -> torch.export.ExportedProgram:
         """The graph as it is now, exported again."""
@@ -92,9 +98,25 @@ def quantized_graph(
     notes = [*traced.notes, *fold_norms(constants, grids)]
     lookup_integers(constants, grids)
     _drop_needless(traced.module, constants)
-    _clean(traced.module)
-    layers = _layers(traced.module, Grids(Constants(traced.module)))
-    return QuantizedGraph(traced.module, traced.inputs, traced.dynamic_shapes, layers, tuple(notes))
+    clean_(traced.module)
+    graph = QuantizedGraph(traced.module, traced.inputs, traced.dynamic_shapes, (), tuple(notes))
+    return dataclasses.replace(graph, layers=tuple(layer for _, layer in layer_nodes(graph)))
+
+
+def layer_nodes(graph: QuantizedGraph) -> list[tuple[fx.Node, LayerPrecision]]:
+    """Every operator with a weight or two factors, and what it computes with."""
+    found = []
+    for node in graph.module.graph.nodes:
+        if node.op != "call_function":
+            continue
+        if node.target in CONVOLUTIONS | LINEAR | _PRODUCTS:
+            found.append((node, _precision(node, graph.grids)))
+        elif node.target in _RECURRENT:
+            reason = "recurrent layers are quantized as DistillerLSTM only: see convert_model_to_distiller_lstm"
+            found.append((node, LayerPrecision(layer_name(node), op_name(node), None, None, reason)))
+        elif node.target is _aten.embedding.default:
+            found.append((node, _table(node, graph.grids)))
+    return found
 
 
 def _drop_needless(module: fx.GraphModule, constants: Constants) -> None:
@@ -133,7 +155,8 @@ def _limits_of(clamp: fx.Node) -> tuple[float | None, float | None]:
     return low, high
 
 
-def _clean(module: fx.GraphModule) -> None:
+def clean_(module: fx.GraphModule) -> None:
+    """Drop nodes and constants that nothing uses."""
     module.graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
     used = {str(node.target) for node in module.graph.find_nodes(op="get_attr")}
     for name in [name for name, _ in [*module.named_parameters(), *module.named_buffers()] if name not in used]:
@@ -142,21 +165,6 @@ def _clean(module: fx.GraphModule) -> None:
     module.delete_all_unused_submodules()
     module.graph.lint()
     module.recompile()
-
-
-def _layers(module: fx.GraphModule, grids: Grids) -> tuple[LayerPrecision, ...]:
-    found = []
-    for node in module.graph.nodes:
-        if node.op != "call_function":
-            continue
-        if node.target in CONVOLUTIONS | LINEAR | _PRODUCTS:
-            found.append(_precision(node, grids))
-        elif node.target in _RECURRENT:
-            reason = "recurrent layers are quantized as DistillerLSTM only: see convert_model_to_distiller_lstm"
-            found.append(LayerPrecision(layer_name(node), op_name(node), None, None, reason))
-        elif node.target is _aten.embedding.default:
-            found.append(_table(node, grids))
-    return tuple(found)
 
 
 def _precision(node: fx.Node, grids: Grids) -> LayerPrecision:

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, TypeAlias
 
 from torch import nn
 
+from distiller_ng.errors import LifecycleError
 from distiller_ng.graph.inputs import ExampleInputsLike
 from distiller_ng.ops.table import Table
 from distiller_ng.registry import Registry
@@ -86,7 +87,9 @@ class ExportReport:
 
     @property
     def path(self) -> Path:
-        """The file, or the first one of several."""
+        """The file, or the first one of several. Raises :class:`LifecycleError` when nothing was written."""
+        if not self.paths:
+            raise LifecycleError("nothing was written: give convert() or export() a path")
         return self.paths[0]
 
     @property
@@ -109,7 +112,7 @@ class ExportReport:
 
     def __str__(self) -> str:
         ratio = f" ({self.bytes / self.float_bytes:.2f}x of floating point)" if self.float_bytes else ""
-        files = ", ".join(path.name for path in self.paths)
+        files = ", ".join(path.name for path in self.paths) or "not written"
         lines = [f"{self.target}: {files}, {self.bytes:,} bytes{ratio}"]
         if self.layers:
             lines += [f"{len(self.quantized)} of {len(self.layers)} layers compute with integers", str(self.table())]
@@ -128,14 +131,15 @@ class Exporter(ABC):
     suffix: ClassVar[str] = ""
 
     @abstractmethod
-    def issues(self, model: nn.Module, example_inputs: ExampleInputsLike) -> list[str]:
+    def issues(self, model: nn.Module, example_inputs: ExampleInputsLike, **options: Any) -> list[str]:
         """Everything of ``model`` that cannot be exported or stays in floating point, one sentence each."""
 
     @abstractmethod
     def export(
-        self, model: nn.Module, example_inputs: ExampleInputsLike, path: PathLike, **options: Any
+        self, model: nn.Module, example_inputs: ExampleInputsLike, path: PathLike | None = None, **options: Any
     ) -> ExportReport:
-        """Write ``model`` to ``path`` in one step and compare the file, as it runs, with the model.
+        """Write ``model`` to ``path`` in one step and compare the file, as it runs, with the model; without ``path``
+        the report's ``model`` is all there is.
 
         Raises :class:`ExportError` when the model cannot be exported or the file disagrees with it; nothing is left
         behind then, and the model is what it was.

@@ -1,0 +1,143 @@
+"""Rewriting a quantized graph into what integer kernels of ONNX runtimes are chosen for (layer 4)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from distiller_ng.export._dequantize import DEQUANTIZE, FAKE_QUANTIZE
+from distiller_ng.export._grids import bits_of
+from distiller_ng.export._weights import CONVOLUTIONS, LINEAR, TRANSPOSED, integer_weight
+from distiller_ng.export.quantized_graph import QuantizedGraph
+from distiller_ng.ops.linear_quantization import QuantizationParameters
+
+__all__ = ["choose_activation_type_", "flatten_linear_", "integer_biases_", "reduce_weight_range_"]
+
+_aten = torch.ops.aten
+_TYPES = {torch.int8: (-128, torch.uint8), torch.uint8: (128, torch.int8)}
+#: Of the accumulator's 31 bits the bias may take this many; the products take the rest.
+_BIAS_LIMIT = 2.0**30
+
+
+def choose_activation_type_(graph: QuantizedGraph, wanted: torch.dtype) -> None:
+    """Activations of 8 bits or fewer get integers of type ``wanted``, moved by 128: the values stay the same."""
+    for node in graph.module.graph.find_nodes(op="call_function", target=FAKE_QUANTIZE):
+        grid = graph.grids.written(node)
+        if grid is None or grid.axis is not None or grid.zero_point.dtype not in _TYPES:
+            continue
+        if grid.zero_point.dtype == wanted:
+            continue
+        shift = 128 if wanted == torch.uint8 else -128
+        moved = (grid.zero_point.to(torch.int32) + shift).to(wanted)
+        zero = graph.constants.add(f"{node.name}_zero_point", moved, node)
+        node.args = (node.args[0], node.args[1], zero, None, grid.qmin + shift, grid.qmax + shift)
+
+
+def reduce_weight_range_(graph: QuantizedGraph) -> None:
+    """Weights of 8 bits get 7: kernels without VNNI add pairs of products in 16 bits, which would overflow."""
+    for layer in _layers(graph):
+        weight = layer.args[1]
+        if not isinstance(weight, fx.Node) or weight.target is not DEQUANTIZE:
+            continue
+        integers, grid = graph.constants.tensor(weight.args[0]), graph.grids.written(weight)
+        if integers is None or grid is None or bits_of(grid) != 8:
+            continue
+        low, high = (-64, 63) if grid.zero_point.dtype == torch.int8 else (0, 127)
+        zero = torch.div(grid.zero_point.to(torch.int32), 2, rounding_mode="floor")
+        centred = integers.double() - _along(grid.zero_point.double(), integers, grid.axis)
+        # 127 becomes 63 and not 63.5, so that both ends stay within.
+        ratio = 63 / 127 if grid.zero_point.dtype == torch.int8 else 127 / 255
+        halved = torch.round(centred * ratio + _along(zero.double(), integers, grid.axis)).clamp(low, high)
+        fewer = QuantizationParameters(
+            (grid.scale.double() / ratio).float(), zero.to(grid.zero_point.dtype), low, high, grid.axis
+        )
+        new = integer_weight(graph.constants, f"{weight.name}_7bit", halved.to(integers.dtype), fewer, layer)
+        layer.replace_input_with(weight, new)
+
+
+def integer_biases_(graph: QuantizedGraph) -> None:
+    """Biases of layers with integer inputs and weights become int32 in steps of input scale times weight scale."""
+    for layer in _layers(graph):
+        if layer.target in TRANSPOSED or len(layer.args) < 3 or layer.args[2] is None:
+            continue
+        inputs, weight = graph.grids.of(layer.args[0]), layer.args[1]
+        if inputs is None or bits_of(inputs) > 8 or not isinstance(weight, fx.Node) or weight.target is not DEQUANTIZE:
+            continue
+        bias, grid = graph.constants.tensor(layer.args[2]), graph.grids.written(weight)
+        if bias is None or grid is None or bits_of(grid) > 8 or grid.axis not in (None, 0):
+            continue
+        _fit_bias(graph, layer, weight, bias, inputs)
+
+
+def _fit_bias(
+    graph: QuantizedGraph, layer: fx.Node, weight: fx.Node, bias: Tensor, inputs: QuantizationParameters
+) -> None:
+    grid = graph.grids.written(weight)
+    integers = graph.constants.tensor(weight.args[0])
+    if grid is None or integers is None:
+        return
+    step = float(inputs.scale)
+    smallest = bias.double().abs() / (_BIAS_LIMIT * step)  # weight scales below would overflow the bias
+    scale = grid.scale.double().reshape(-1)
+    if bool((scale.expand_as(smallest) < smallest).any()):
+        # Next to such a bias the products are nothing: coarser integers lose nothing that shows.
+        coarse = torch.maximum(scale.expand_as(smallest), smallest)
+        zero = grid.zero_point.reshape(-1).expand_as(coarse.to(grid.zero_point.dtype))
+        offset = _along(zero.double(), integers, 0)
+        moved = (integers.double() - offset) * _along(scale.expand_as(smallest) / coarse, integers, 0)
+        grid = QuantizationParameters(coarse.float(), zero, grid.qmin, grid.qmax, 0)
+        fitted = torch.round(moved + offset).to(integers.dtype)
+        layer.replace_input_with(weight, integer_weight(graph.constants, f"{weight.name}_fit", fitted, grid, layer))
+        scale = coarse
+    # The product in float32, as runtimes compute it.
+    product = inputs.scale.float().reshape(-1) * scale.float()
+    rounded = torch.round(bias.double() / product.double()).to(torch.int32)
+    zeros = torch.zeros_like(product, dtype=torch.int32)
+    axis = 0 if product.numel() > 1 else None
+    params = QuantizationParameters(product, zeros, -(2**31), 2**31 - 1, axis)
+    name = str(layer.args[2].target) if isinstance(layer.args[2], fx.Node) else f"{layer.name}_bias"
+    node = integer_weight(graph.constants, name, rounded, params, layer)
+    layer.args = (*layer.args[:2], node, *layer.args[3:])
+
+
+def flatten_linear_(graph: QuantizedGraph) -> None:
+    """Linear layers over ``[N, S, C]`` compute on ``[N * S, C]``: one integer product with its bias (Gemm)."""
+    for layer in list(graph.module.graph.find_nodes(op="call_function", target=_aten.linear.default)):
+        value, source = layer.meta.get("val"), layer.args[0]
+        if graph.grids.of(source) is None or graph.grids.of(layer.args[1]) is None:
+            continue
+        if not isinstance(value, Tensor) or value.dim() <= 2 or not isinstance(source, fx.Node):
+            continue
+        shape = [size if isinstance(size, int) else -1 for size in value.shape]
+        if shape.count(-1) > 1:
+            continue
+        with graph.module.graph.inserting_before(layer):
+            width = source.meta["val"].shape[-1]
+            rows = graph.module.graph.call_function(_aten.view.default, (source, [-1, int(width)]))
+        rows.meta.update({"val": source.meta["val"].reshape(-1, width), **_origin(layer)})
+        layer.args = (rows, *layer.args[1:])
+        with graph.module.graph.inserting_after(layer):
+            back = graph.module.graph.call_function(_aten.view.default, (layer, shape))
+        back.meta.update({"val": value, **_origin(layer)})
+        layer.replace_all_uses_with(back, delete_user_cb=lambda user, own=back: user is not own)
+        layer.meta["val"] = value.reshape(-1, value.shape[-1])
+        graph.module.graph.lint()
+
+
+def _origin(node: fx.Node) -> dict[str, Any]:
+    return {key: value for key, value in node.meta.items() if key in ("nn_module_stack", "stack_trace")}
+
+
+def _layers(graph: QuantizedGraph) -> list[fx.Node]:
+    nodes = list(graph.module.graph.nodes)
+    return [node for node in nodes if node.op == "call_function" and node.target in CONVOLUTIONS | LINEAR]
+
+
+def _along(values: Tensor, like: Tensor, axis: int | None) -> Tensor:
+    if axis is None:
+        return values.reshape(())
+    shape = [1] * like.dim()
+    shape[axis] = -1
+    return values.reshape(shape)
