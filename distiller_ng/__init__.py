@@ -41,6 +41,7 @@ from distiller_ng.core.scheduler import CompressionScheduler
 from distiller_ng.core.summary import CompressionSummary
 from distiller_ng.core.window import PolicyWindow
 from distiller_ng.directives import adjust_dropout, freeze_all, freeze_training
+from distiller_ng.early_exit import EarlyExitMgr, choose_exits, early_exit_loss, run_with_exits
 from distiller_ng.errors import (
     ArgumentError,
     CalibrationError,
@@ -176,6 +177,7 @@ __all__ = [
     "DependencyGraph",
     "DistillationLossWeights",
     "DistillerError",
+    "EarlyExitMgr",
     "ExportError",
     "FilterRemover",
     "GraphError",
@@ -216,6 +218,7 @@ __all__ = [
     "attributes_summary",
     "attributes_summary_tbl",
     "checkpoint",
+    "choose_exits",
     "config",
     "config_component_from_file_by_class",
     "connectivity_summary",
@@ -240,6 +243,7 @@ __all__ = [
     "directives",
     "draw_img_classifier_to_file",
     "draw_model_to_file",
+    "early_exit_loss",
     "execute_thinning_recipes_list",
     "file_config",
     "filter_kwargs",
@@ -300,6 +304,7 @@ __all__ = [
     "remove_channels",
     "remove_filters",
     "reports",
+    "run_with_exits",
     "scheduler",
     "set_deterministic",
     "set_model_input_shape_attr",

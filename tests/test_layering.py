@@ -32,6 +32,7 @@ LEVELS = [
         "cli",
         "utils",
         "directives",
+        "early_exit",
         "policy",
         "scheduler",
         "model_summaries",
@@ -44,7 +45,12 @@ LEVELS = [
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
 # Siblings of these levels never import each other, but for the pairs named here.
 SEPARATE_LEVELS = {2}
-ALLOWED_SIBLINGS = {("pruning", "data_loggers"), ("quantization", "data_loggers")}
+ALLOWED_SIBLINGS = {
+    ("pruning", "data_loggers"),
+    ("quantization", "data_loggers"),
+    ("quantization", "modules"),
+    ("data_loggers", "modules"),
+}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
