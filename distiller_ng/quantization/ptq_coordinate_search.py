@@ -9,15 +9,11 @@ from __future__ import annotations
 
 import argparse
 import copy
-import inspect
 import logging
-import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import nn
 
 from distiller_ng.data_loggers.collecting import collect_quant_stats
@@ -38,6 +34,7 @@ from distiller_ng.quantization.ptq_search_layers import (
     optimize_for_layer,
     parse_init_mode,
 )
+from distiller_ng.quantization.ptq_search_loop import EvalFn, Score, Search, minimizer_arguments
 from distiller_ng.quantization.ptq_search_vector import SearchSpace, quant_params_dict2vec, quant_params_vec2dict
 from distiller_ng.quantization.ptq_undo import Undo
 from distiller_ng.quantization.quant_params import ClipMode
@@ -61,13 +58,10 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-EvalFn = Callable[[nn.Module], Any]
 _ARGUMENTS = (
     *("method", "maxiter", "maxfev", "basinhopping", "basinhopping_niter", "init_mode", "init_method"),
     "search_clipping",
 )
-#: First steps of Powell's method and of basin hopping, relative to a scale.
-_FIRST_STEP, _HOP = 0.25, 0.1
 
 
 def cmdline_args_to_dict(args: argparse.Namespace) -> dict[str, Any]:
@@ -128,7 +122,7 @@ def ptq_coordinate_search(
     ``eval_fn`` that returns no number; the model is as it was then.
     """
     _check(quantizer, dummy_input, eval_fn, init_mode)
-    score = _Score(eval_fn)
+    score = Score(eval_fn)
     original = _folded_copy(quantizer.model, dummy_input)
     logger.info("loss in floating point: %.4f", score(original))
     _collect_missing_stats(quantizer, score)
@@ -140,9 +134,9 @@ def ptq_coordinate_search(
         logger.info("loss quantized, not initialized: %.4f", score(model))
         init_linear_quant_params(quantizer, original, score, dummy_input, init_mode, init_method, search_clipping)
         space = _space(quantizer, search_clipping)
-        search = _Search(space, score, model, test_fn, None if basinhopping else maxfev)
+        search = Search(space, score, model, test_fn, None if basinhopping else maxfev)
         search.start()
-        wanted = _minimizer_arguments(method, maxiter, maxfev if basinhopping else None, len(space), minimizer_kwargs)
+        wanted = minimizer_arguments(method, maxiter, maxfev if basinhopping else None, len(space), minimizer_kwargs)
         search.run(wanted, basinhopping_niter if basinhopping else None, seed)
     except DistillerError:
         undo()
@@ -205,7 +199,7 @@ def _folded_copy(model: nn.Module, dummy_input: Any) -> nn.Module:
     return fold_batch_norms(copy.deepcopy(unwrap(model)).eval(), dummy_input)
 
 
-def _collect_missing_stats(quantizer: PostTrainLinearQuantizer, score: _Score) -> None:
+def _collect_missing_stats(quantizer: PostTrainLinearQuantizer, score: Score) -> None:
     if quantizer.model_activation_stats is not None or not _quantizes_activations(quantizer):
         return
     logger.info("collecting calibration statistics")
@@ -246,111 +240,3 @@ def _space(quantizer: PostTrainLinearQuantizer, search_clipping: bool) -> Search
     if not len(space):
         raise ArgumentError("there is nothing to search: no layer has a scale that calibration or weights gave")
     return space
-
-
-class _Score:
-    """``eval_fn`` as the search calls it: without gradients, a float, infinity for NaN."""
-
-    def __init__(self, eval_fn: EvalFn) -> None:
-        self._eval_fn = eval_fn
-
-    def __call__(self, model: nn.Module) -> float:
-        with torch.no_grad():
-            result = self._eval_fn(model)
-        try:
-            value = float(result)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise ArgumentError(
-                f"eval_fn must return one number, the loss to make small; it returned {type(result).__name__}",
-                argument=("eval_fn",),
-            ) from error
-        return math.inf if math.isnan(value) else value
-
-
-# -- searching ---------------------------------------------------------------------------------------------------------
-
-
-class _Spent(Exception):
-    """The search has used its evaluations."""
-
-
-@dataclass
-class _Search:
-    """What the numeric method calls; remembers the best of all it tried."""
-
-    space: SearchSpace
-    score: _Score
-    model: nn.Module
-    test_fn: Callable[[nn.Module], Mapping[str, float]] | None
-    budget: int | None
-    best: Any = None
-    best_score: float = math.inf
-    evaluations: int = 0
-    _step: int = 0
-    _reported: float = field(default=math.inf)
-
-    def start(self) -> None:
-        """Evaluate where the search begins."""
-        self.best = self.space.origin
-        self.space.set(self.best)
-        self.best_score = self.score(self.model)
-        self._report("initialized")
-
-    def __call__(self, vector: Any) -> float:
-        if self.budget is not None and self.evaluations >= self.budget:
-            raise _Spent
-        self.evaluations += 1
-        self.space.set(vector)
-        score = self.score(self.model)
-        if score < self.best_score:
-            self.best_score, self.best = score, vector.copy()
-        return score if math.isfinite(score) else 1e30  # brackets cannot be built from infinity
-
-    def after_step(self, *_: Any) -> None:
-        """The callback of the numeric method."""
-        self._step += 1
-        self._report(f"step {self._step}")
-
-    def _report(self, when: str) -> None:
-        figures = ""
-        if self.test_fn is not None and self.best_score < self._reported:
-            self.space.set(self.best)
-            with torch.no_grad():
-                results = self.test_fn(self.model)
-            figures = "".join(f", {name} {value:.4g}" for name, value in dict(results).items())
-        self._reported = self.best_score
-        logger.info("%s: best loss %.4f (%d evaluations)%s", when, self.best_score, self.evaluations, figures)
-
-    def run(self, arguments: dict[str, Any], hops: int | None, seed: int) -> None:
-        """Let scipy minimise; an exhausted budget is no error."""
-        from scipy import optimize
-
-        try:
-            if hops is None:
-                optimize.minimize(self, self.best, callback=self.after_step, **arguments)
-            else:
-                takes = inspect.signature(optimize.basinhopping).parameters
-                seeded = {"rng" if "rng" in takes else "seed": seed}
-                optimize.basinhopping(
-                    self, self.best, hops, stepsize=_HOP, callback=self.after_step, minimizer_kwargs=arguments, **seeded
-                )
-        except _Spent:
-            self._report(f"stopped after {self.evaluations} evaluations")
-        except (TypeError, ValueError) as error:
-            if isinstance(error, DistillerError):
-                raise
-            raise ArgumentError(f"scipy.optimize refused its arguments: {error}", argument=("method",)) from error
-
-
-def _minimizer_arguments(
-    method: Any, maxiter: int | None, maxfev: int | None, size: int, given: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    options: dict[str, Any] = {} if maxiter is None else {"maxiter": maxiter}
-    if maxfev is not None:
-        options["maxfev"] = maxfev
-    chosen = (given or {}).get("method", method)
-    if isinstance(chosen, str) and chosen.lower() == "powell":
-        options["direc"] = _FIRST_STEP * torch.eye(size, dtype=torch.float64).numpy()
-    more = dict(given or {})
-    options |= dict(more.pop("options", None) or {})
-    return {"method": method, **more, "options": options}
