@@ -35,6 +35,7 @@ class Score:
         self._eval_fn = eval_fn
 
     def __call__(self, model: nn.Module) -> float:
+        """The score of ``model``."""
         with torch.no_grad():
             result = self._eval_fn(model)
         try:
@@ -74,6 +75,7 @@ class Search:
         self._report("initialized")
 
     def __call__(self, vector: Any) -> float:
+        """The score with the scales of ``vector``."""
         if self.budget is not None and self.evaluations >= self.budget:
             raise _Spent
         self.evaluations += 1
