@@ -3,3 +3,15 @@
 One file an exporter, registered in ``quantization.exporters.EXPORTERS``. All of them start from
 :func:`quantized_graph`: the traced model with its weights as integers and every grid written down.
 """
+
+from distiller_ng.quantization.exporters import (
+    EXPORTERS,
+    Agreement,
+    Exporter,
+    ExportReport,
+    LayerPrecision,
+    export_issues,
+    export_model,
+)
+
+__all__ = ["EXPORTERS", "Agreement", "ExportReport", "Exporter", "LayerPrecision", "export_issues", "export_model"]

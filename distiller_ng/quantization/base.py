@@ -28,6 +28,8 @@ from distiller_ng.quantization._weights import (
     ParamToQuantize,
     quantize_parameter_,
 )
+from distiller_ng.quantization.exporters import ExportReport, PathLike, export_issues, export_model
+from distiller_ng.quantization.integer_models import convert_distiller_ptq_model_to_pytorch
 from distiller_ng.quantization.q_utils import QBits
 from distiller_ng.registry import Registry
 
@@ -234,6 +236,31 @@ class Quantizer(QuantizerPreparation, ABC):
             how = ParameterQuantization(self._param_fn(), name, bits, self.restores_zeros)
             mark(quantize_parameter_(module, parameter, how), self.config)
         self._find_parameters()
+
+    # -- for a runtime ------------------------------------------------------------------------------------------------
+
+    def convert(
+        self, target: str, path: PathLike | None = None, dummy_input: Any = None, **options: Any
+    ) -> ExportReport:
+        """The quantized model as a file for ``target`` (``"onnx"``, ``"openvino"``, ``"torchao"`` ...), that computes
+        with integers; ``report.model`` runs it. See :func:`export_model`.
+
+        Raises :class:`LifecycleError` before :meth:`prepare_model`, and what :func:`export_model` raises.
+        """
+        return export_model(self._prepared(), target, dummy_input, path, **options)
+
+    def issues(self, target: str, dummy_input: Any, **options: Any) -> list[str]:
+        """What :meth:`convert` cannot convert or will leave in floating point."""
+        return export_issues(self._prepared(), target, dummy_input, **options)
+
+    def convert_to_pytorch(self, dummy_input: Any, backend: str = "fbgemm") -> nn.Module:
+        """Distiller's name: see :func:`convert_distiller_ptq_model_to_pytorch`."""
+        return convert_distiller_ptq_model_to_pytorch(self._prepared(), dummy_input, backend)
+
+    def _prepared(self) -> nn.Module:
+        if not self.is_prepared:
+            raise LifecycleError("there is nothing to convert before prepare_model(): the model is not quantized yet")
+        return self.model
 
     # -- what subclasses add ----------------------------------------------------------------------------------------
 

@@ -14,12 +14,21 @@ from typing import Any, ClassVar, TypeAlias
 
 from torch import nn
 
-from distiller_ng.errors import LifecycleError
+from distiller_ng.errors import ArgumentError, LifecycleError
 from distiller_ng.graph.inputs import ExampleInputsLike
 from distiller_ng.ops.table import Table
 from distiller_ng.registry import Registry
 
-__all__ = ["EXPORTERS", "Agreement", "ExportReport", "Exporter", "LayerPrecision", "PathLike"]
+__all__ = [
+    "EXPORTERS",
+    "Agreement",
+    "ExportReport",
+    "Exporter",
+    "LayerPrecision",
+    "PathLike",
+    "export_issues",
+    "export_model",
+]
 
 PathLike: TypeAlias = "str | os.PathLike[str]"
 
@@ -148,3 +157,34 @@ class Exporter(ABC):
 
 #: Exporters by the name that ``quantizer.convert(target)`` takes.
 EXPORTERS: Registry[Exporter] = Registry("exporter", "distiller_ng.export")
+
+
+def export_model(
+    model: nn.Module, target: str, example_inputs: ExampleInputsLike, path: PathLike | None = None, **options: Any
+) -> ExportReport:
+    """Write a model, quantized or not, for the runtime ``target``: ``"onnx"``, ``"openvino"``, ``"torchao"``, ...
+
+    ``example_inputs``: what one forward pass takes, best a batch of real data, since the file is compared with the
+    model on it. Without ``path`` nothing is written, and the report's ``model`` runs. ``options``: see the exporter.
+    Raises :class:`ArgumentError` for an unknown target and :class:`ExportError` for a model that cannot be exported::
+
+        report = export_model(model, "onnx", images, "model.onnx")
+        print(report)
+    """
+    exporter = _exporter(target, example_inputs)
+    if path is not None and exporter.suffix and not Path(path).suffix:
+        path = Path(path).with_suffix(exporter.suffix)
+    return exporter.export(model, example_inputs, path, **options)
+
+
+def export_issues(model: nn.Module, target: str, example_inputs: ExampleInputsLike, **options: Any) -> list[str]:
+    """What cannot be exported to ``target`` or will stay in floating point there, one sentence each."""
+    return _exporter(target, example_inputs).issues(model, example_inputs, **options)
+
+
+def _exporter(target: str, example_inputs: ExampleInputsLike | None) -> Exporter:
+    found = EXPORTERS.get(target).cls()
+    if example_inputs is None:
+        message = f"exporting to {target} needs an example of the model's inputs (dummy_input)"
+        raise ArgumentError(message, argument=("dummy_input",))
+    return found
