@@ -135,7 +135,9 @@ class OnnxExporter(Exporter):
         )
 
 
-def lowered(model: nn.Module, example_inputs: ExampleInputsLike, options: OnnxOptions) -> QuantizedGraph:
+def lowered(
+    model: nn.Module, example_inputs: ExampleInputsLike, options: OnnxOptions, *, integer_biases: bool = True
+) -> QuantizedGraph:
     """The quantized graph in the form ONNX Runtime has kernels for. Raises :class:`ExportError`."""
     graph = quantized_graph(model, example_inputs, dynamic_batch=options.dynamic_batch)
     wanted = _PRESETS[options.preset]
@@ -145,7 +147,8 @@ def lowered(model: nn.Module, example_inputs: ExampleInputsLike, options: OnnxOp
         reduce_weight_range_(graph)
     fresh = graph.renewed()
     flatten_linear_(fresh)
-    integer_biases_(fresh)
+    if integer_biases:
+        integer_biases_(fresh)
     return fresh.renewed()
 
 

@@ -1,0 +1,106 @@
+"""OpenVINO models (``.xml`` and ``.bin``) whose integer layers run as integers on the CPU (layer 4)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import uuid
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import nn
+
+from distiller_ng.errors import ExportError
+from distiller_ng.export._onnx_writing import onnx_bytes
+from distiller_ng.export.onnx_exporter import OnnxOptions, float_bytes, lowered, obstacles, output_steps
+from distiller_ng.export.openvino_runtime import OpenVinoModule
+from distiller_ng.export.verification import compare
+from distiller_ng.graph.inputs import ExampleInputsLike, as_example_inputs
+from distiller_ng.ops.optional import require
+from distiller_ng.quantization.exporters import EXPORTERS, Exporter, ExportReport, PathLike
+
+__all__ = ["OpenVinoExporter"]
+
+
+@EXPORTERS.register("openvino")
+class OpenVinoExporter(Exporter):
+    """Writes a model for OpenVINO, by way of ONNX: ``quantizer.convert("openvino", "model.xml", images)``.
+
+    The weights are in ``model.bin`` beside it. Convolutions whose outputs stay in floating point run as integers too.
+    Options: :class:`OnnxOptions`, and the packages of ``distiller_ng[openvino]``.
+    """
+
+    suffix: ClassVar[str] = ".xml"
+
+    def issues(self, model: nn.Module, example_inputs: ExampleInputsLike, **options: Any) -> list[str]:
+        """What cannot be exported, and every layer that stays in floating point, with the reason."""
+        try:
+            graph = lowered(model, example_inputs, OnnxOptions.parse(options))
+        except ExportError as error:
+            return [str(error)]
+        floating = [f"layer {one.name!r}: {one.reason}" for one in graph.layers if not one.is_quantized]
+        return [*obstacles(graph), *floating, *graph.notes]
+
+    def export(
+        self, model: nn.Module, example_inputs: ExampleInputsLike, path: PathLike | None = None, **options: Any
+    ) -> ExportReport:
+        """Write both files and compare the model, as it runs, with the original; without ``path`` nothing is written.
+
+        Raises :class:`ExportError` when the model cannot be exported or disagrees, :class:`ArgumentError` for unknown
+        options and missing packages.
+        """
+        chosen = OnnxOptions.parse(options)
+        openvino: Any = require("openvino", "openvino", "exporting to OpenVINO")
+        inputs = as_example_inputs(example_inputs)
+        graph = lowered(model, inputs, chosen, integer_biases=False)  # OpenVINO adds biases in floating point
+        blocked = obstacles(graph)
+        if blocked:
+            raise ExportError("the model cannot be exported to OpenVINO: " + "; ".join(blocked))
+        content = onnx_bytes(
+            graph, opset=chosen.opset, input_names=chosen.input_names, output_names=chosen.output_names
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            network = _converted(openvino, content, Path(folder))
+            module = OpenVinoModule(network, threads=chosen.threads)
+            agreement = None
+            if chosen.verify:
+                agreement = compare(model, module, inputs, steps=output_steps(graph), tolerance=chosen.tolerance)
+            files = _written(openvino, network, Path(folder, "saved.xml") if path is None else Path(path))
+            size = sum(file.stat().st_size for file in files)
+        return ExportReport(
+            "OpenVINO",
+            () if path is None else files,
+            size,
+            float_bytes(model),
+            graph.layers,
+            graph.notes,
+            agreement,
+            module,
+            {"kernels": module.kernels()},
+        )
+
+
+def _converted(openvino: Any, content: bytes, folder: Path) -> Any:
+    source = folder / "model.onnx"
+    source.write_bytes(content)
+    try:
+        return openvino.convert_model(str(source))
+    except RuntimeError as error:
+        raise ExportError(f"OpenVINO cannot read the model: {error}") from error
+
+
+def _written(openvino: Any, network: Any, path: Path) -> tuple[Path, Path]:
+    """Both files, each moved to its place in one step; the one that is opened comes last."""
+    target = path if path.suffix == ".xml" else path.with_name(path.name + ".xml")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{uuid.uuid4().hex}.xml")
+    try:
+        openvino.save_model(network, str(temporary), compress_to_fp16=False)
+        os.replace(temporary.with_suffix(".bin"), target.with_suffix(".bin"))
+        os.replace(temporary, target)
+    finally:
+        for left in (temporary, temporary.with_suffix(".bin")):
+            with contextlib.suppress(FileNotFoundError):
+                left.unlink()
+    return target, target.with_suffix(".bin")
