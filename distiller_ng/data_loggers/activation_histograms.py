@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,8 @@ class ActivationHistogramsCollector(ActivationStatsCollector):
     Raises :class:`ArgumentError` (a ``ValueError``) for a model that contains DataParallel and fewer than 1 bin, and
     :class:`CalibrationError` for statistics of another model.
     """
+
+    watches_calls: ClassVar[bool] = True
 
     def __init__(
         self,

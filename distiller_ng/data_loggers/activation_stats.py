@@ -6,14 +6,17 @@ import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from enum import IntEnum
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from distiller_ng.data_loggers._watching import watched_modules
+from distiller_ng.data_loggers._watching import CallFilter, watched_modules
 from distiller_ng.errors import ArgumentError, LifecycleError, TargetError, listed
+from distiller_ng.graph.functional_calls import FunctionCall, watching_calls
+from distiller_ng.modules.functional import FunctionModule
 from distiller_ng.names import unwrap
 from distiller_ng.ops.compiled import forget_compiled_code, uncompiled
 
@@ -58,8 +61,14 @@ class ActivationStatsCollector(ABC):
 
     With a ReLU called ``relu1`` that once returns 3.5 at most, ``value()`` is ``{"relu1": 3.5}``.
 
+    With ``watches_calls`` functions that a module with parts calls in its ``forward`` are seen too, under names such as
+    ``layer1.0.add`` (see :mod:`distiller_ng.graph.functional_calls`), unless ``classes`` selects modules.
+
     Raises :class:`ArgumentError` when ``model`` is no module or ``classes`` holds something else than module classes.
     """
+
+    #: Whether functions are watched like modules.
+    watches_calls: ClassVar[bool] = False
 
     def __init__(self, model: nn.Module, stat_name: str, classes: Sequence[type[nn.Module]] | None) -> None:
         if not isinstance(model, nn.Module):
@@ -68,6 +77,7 @@ class ActivationStatsCollector(ABC):
         self.stat_name = stat_name
         self.classes = _checked(classes)
         self._handles: list[Any] = []
+        self._call_filter: CallFilter | None = None
 
     # -- what a statistic does --------------------------------------------------------------------------------------
 
@@ -118,6 +128,11 @@ class ActivationStatsCollector(ABC):
             )
         for name, module in modules.items():
             self.start_module(name, module)
+        if self.watches_calls and self.classes is None:
+            self._call_filter = CallFilter.of(self.model, modules_list)
+            watching = ExitStack()
+            watching.enter_context(watching_calls(self.inner_model(), self))
+            self._handles.append(_Removable(watching))
         forget_compiled_code()
 
     def start_module(self, name: str, module: nn.Module) -> None:
@@ -135,6 +150,23 @@ class ActivationStatsCollector(ABC):
             self._handles.append(module.register_forward_pre_hook(uncompiled(before), with_kwargs=True))
         self._handles.append(module.register_forward_hook(uncompiled(after), with_kwargs=True))
 
+    def before_call(self, owner: nn.Module, name: str, call: FunctionCall) -> None:
+        """A function is about to be called; told to :meth:`before` like a module."""
+        full = self._name_of(owner, name)
+        if full is not None and type(self).before is not ActivationStatsCollector.before:
+            with torch.no_grad():
+                self.before(full, _FUNCTION, call.operands, {})
+
+    def after_call(self, owner: nn.Module, name: str, call: FunctionCall, output: Any) -> None:
+        """A function was called; told to :meth:`after` like a module."""
+        full = self._name_of(owner, name)
+        if full is not None:
+            with torch.no_grad():
+                self.after(full, _FUNCTION, call.operands, {}, output)
+
+    def _name_of(self, owner: nn.Module, name: str) -> str | None:
+        return None if self._call_filter is None else self._call_filter.name_of(owner, name)
+
     def stop(self) -> None:
         """Watch no longer; what was collected stays."""
         self.detach()
@@ -151,11 +183,31 @@ class ActivationStatsCollector(ABC):
     def in_model_order(self, found: dict[str, Any]) -> dict[str, Any]:
         """``found`` sorted as the model lists its modules."""
         order = {name: place for place, name in enumerate(watched_modules(self.model, [nn.Module]))}
-        return dict(sorted(found.items(), key=lambda item: order.get(item[0], len(order))))
+
+        def place(name: str) -> tuple[int, bool]:
+            """Functions come behind the last part of the module that calls them."""
+            if name in order:
+                return order[name], False
+            owner = name.rpartition(".")[0]
+            inside = [at for other, at in order.items() if not owner or f"{other}.".startswith(f"{owner}.")]
+            return max(inside, default=len(order)), True
+
+        return dict(sorted(found.items(), key=lambda item: place(item[0])))
 
     def inner_model(self) -> nn.Module:
         """The user's module inside parallel and compiled wrappers."""
         return unwrap(self.model)
+
+
+#: What stands for any function where a module is asked for.
+_FUNCTION = FunctionModule()
+
+
+class _Removable:
+    """Leaves a context; looks like the handle of a hook."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self.remove = stack.close
 
 
 def _checked(classes: Sequence[type[nn.Module]] | None) -> tuple[type[nn.Module], ...] | None:

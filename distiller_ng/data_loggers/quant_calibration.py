@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from distiller_ng.data_loggers._watching import input_tensors, output_tensors, r
 from distiller_ng.data_loggers.activation_stats import ActivationStatsCollector
 from distiller_ng.data_loggers.quant_stats_file import QuantStats, save_quant_stats
 from distiller_ng.errors import CalibrationError, LifecycleError, listed
+from distiller_ng.modules.functional import FunctionModule
 
 __all__ = ["QuantCalibrationStatsCollector"]
 
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 class _ModuleStatistics:
     inputs: dict[int, TensorStatistics] = field(default_factory=dict)
     output: TensorStatistics = field(default_factory=TensorStatistics)
+    is_function: bool = False
 
     def tensors(self) -> list[TensorStatistics]:
         return [*self.inputs.values(), self.output]
@@ -36,6 +38,9 @@ class _ModuleStatistics:
 
 class QuantCalibrationStatsCollector(ActivationStatsCollector):
     """Range, averages and distribution of every input and output of every module, in one pass over the data.
+
+    Functions that modules with parts call in their ``forward`` count as modules: the first ``x + y`` of ``layer1.0`` is
+    ``layer1.0.add``. Where such a function returns infinite values (masked attention scores), it is left out.
 
     :meth:`value` is what the calibration file holds::
 
@@ -63,6 +68,8 @@ class QuantCalibrationStatsCollector(ActivationStatsCollector):
             evaluate(model, calibration_loader)
         collector.save("quantization_stats.yaml")
     """
+
+    watches_calls: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -113,12 +120,17 @@ class QuantCalibrationStatsCollector(ActivationStatsCollector):
             for place, one in [*parts, (f"the output of {name!r}", statistics.output)]:
                 found = one.extremes()
                 if found is not None:
-                    places.append(place)
+                    places.append((place, statistics.is_function))
                     extremes.append(found)
         if not extremes:
             return
-        finite = torch.stack([found.to(extremes[0]) for found in extremes]).isfinite().all(dim=1).tolist()
-        bad = [place for place, is_finite in zip(places, finite) if not is_finite]
+        both = torch.stack([found.to(extremes[0]) for found in extremes])
+        finite, numbers = both.isfinite().all(dim=1).tolist(), (~both.isnan()).all(dim=1).tolist()
+        bad = [
+            place
+            for (place, is_function), is_finite, is_number in zip(places, finite, numbers)
+            if not (is_finite or (is_function and is_number))
+        ]
         if bad:
             raise CalibrationError(
                 f"NaN or infinite values during calibration, in model order first in {listed(bad, limit=5)}: no range "
@@ -129,9 +141,10 @@ class QuantCalibrationStatsCollector(ActivationStatsCollector):
     def before(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Record the inputs."""
         tensors = input_tensors(args, kwargs)
-        if self._guard is not None:
+        is_function = isinstance(module, FunctionModule)
+        if self._guard is not None and not is_function:
             self._guard.remember(name, [tensor for _, tensor in tensors])
-        inputs = self._of(name).inputs
+        inputs = self._of(name, is_function).inputs
         for position, tensor in tensors:
             if position not in inputs:
                 inputs[position] = TensorStatistics()
@@ -145,9 +158,9 @@ class QuantCalibrationStatsCollector(ActivationStatsCollector):
         for tensor in tensors:
             self._record(self._of(name).output, tensor)
 
-    def _of(self, name: str) -> _ModuleStatistics:
+    def _of(self, name: str, is_function: bool = False) -> _ModuleStatistics:
         if name not in self._statistics:
-            self._statistics[name] = _ModuleStatistics()
+            self._statistics[name] = _ModuleStatistics(is_function=is_function)
         return self._statistics[name]
 
     def _record(self, statistics: TensorStatistics, tensor: Tensor) -> None:
@@ -196,6 +209,8 @@ class QuantCalibrationStatsCollector(ActivationStatsCollector):
             inputs = {at: self._entry(one) for at, one in sorted(statistics.inputs.items())}
             known = {at: one for at, one in inputs.items() if one is not None}
             output = self._entry(statistics.output)
+            if statistics.is_function and output is None:
+                continue
             if known:
                 entry["inputs"] = known
             if output is not None:
@@ -205,6 +220,9 @@ class QuantCalibrationStatsCollector(ActivationStatsCollector):
         return found
 
     def _entry(self, statistics: TensorStatistics) -> dict[str, Any] | None:
+        extremes = statistics.extremes()
+        if extremes is not None and not bool(extremes.isfinite().all()):
+            return None  # of a function: check() refuses it of a module
         entry: dict[str, Any] | None = statistics.entry()
         if entry is not None and self.histograms:
             entry["histogram"] = statistics.histogram()

@@ -22,7 +22,7 @@ from typing import Any, TypeAlias
 import yaml
 from torch import nn
 
-from distiller_ng.data_loggers._watching import inside_units
+from distiller_ng.data_loggers._watching import inside_units, is_call_name
 from distiller_ng.errors import CalibrationError, did_you_mean, listed
 from distiller_ng.names import canonical_name, unwrap
 from distiller_ng.ops.files import write_text_atomically
@@ -58,7 +58,8 @@ def load_quant_stats(
 ) -> QuantStats:
     """Read a calibration file, or check statistics that are in memory; names become canonical, input indices whole.
 
-    With a ``model`` the statistics must be its own: every name must be a module of it (or in ``extra_names``), every
+    With a ``model`` the statistics must be its own: every name must be a module of it, a function that one of them
+    calls (``layer1.0.add``), or in ``extra_names``; every
     convolution, linear and embedding layer must have statistics unless ``allow_missing`` (for layers that never run),
     and recorded input shapes must fit convolutions. Raises ``FileNotFoundError``, and :class:`CalibrationError` that
     names what differs, or the module and key that is no number, NaN, or a minimum above its maximum.
@@ -166,7 +167,7 @@ def _plain_tensor(entry: Mapping[str, Any]) -> dict[str, Any]:
 def _compare(stats: QuantStats, model: nn.Module, extra: set[str], allow_missing: bool) -> None:
     modules = {canonical_name(name): module for name, module in model.named_modules(remove_duplicate=False)}
     problems = []
-    unknown = [name for name in stats if name not in modules and name not in extra]
+    unknown = [name for name in stats if name not in modules and name not in extra and not is_call_name(name, modules)]
     if unknown:
         hint = f" {did_you_mean(unknown[0], modules)}" if len(unknown) == 1 else ""
         problems.append(f"modules that only the statistics have: {listed(unknown)}.{hint}")

@@ -12,6 +12,7 @@ from distiller_ng.data_loggers import (
     QuantCalibrationStatsCollector,
     collect_quant_stats,
     collector_context,
+    load_quant_stats,
 )
 from distiller_ng.errors import ArgumentError, CalibrationError, LifecycleError, TargetError
 from distiller_ng.ops.histogram import Histogram
@@ -151,7 +152,7 @@ def test_every_leaf_but_identity_and_only_what_ran():
     model.unused = nn.Linear(2, 2)
     before = [set(vars(module)) for module in model.modules()]
     stats = collect_quant_stats(model, lambda model: model(torch.randn(2, 2, 6, 6)))
-    assert list(stats) == ["conv", "relu", "add", "fc"]
+    assert list(stats) == ["conv", "relu", "add", "fc", "mean"]
     assert list(stats["add"]["inputs"]) == [0, 1]
     assert stats["conv"]["inputs"][0]["shape"] == "(2, 2, 6, 6)"
     assert list(stats["conv"]["output"]) == [
@@ -234,7 +235,8 @@ def test_modules_list_names_modules_and_containers():
     assert list(collect_quant_stats(model, run, modules_to_collect=["1", "0.fc"])) == ["0.fc", "1.0", "1.1"]
     assert list(collect_quant_stats(model, run, modules_to_collect=["module.1.0"])) == ["1.0"]
     assert list(collect_quant_stats(model, run, classes=[nn.Linear], modules_to_collect=["1"])) == ["1.0"]
-    assert len(collect_quant_stats(model, run, modules_to_collect=[])) == 6
+    assert len(collect_quant_stats(model, run, modules_to_collect=[])) == 7
+    assert list(collect_quant_stats(model, run, modules_to_collect=["0.mean"])) == ["0.mean"]
     with pytest.raises(TargetError, match="no module '0.fcc'.*'0.fc'"):
         collect_quant_stats(model, run, modules_to_collect=["0.fcc"])
 
@@ -402,3 +404,57 @@ def test_wrong_arguments():
 def test_a_model_that_is_one_layer():
     stats = collect_quant_stats(nn.ReLU(), lambda model: model(torch.ones(1, 2)))
     assert stats[""]["output"]["max"] == 1.0
+
+
+class Functions(nn.Module):
+    """Functions of several kinds, around a part and in one that has no parts."""
+
+    class Scale(nn.Module):
+        def forward(self, x):
+            return x * 2 + 1
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.mul, self.scale = nn.Conv2d(2, 2, 1), nn.Identity(), self.Scale()
+
+    def forward(self, x, position=0):
+        y = torch.relu(self.conv(x))
+        y += x
+        y = y + torch.cat([x, self.scale(x)], dim=1).chunk(2, dim=1)[1]
+        masked = (y * 0.5).masked_fill(torch.tensor([[[False]], [[True]]]), float("-inf"))
+        return 1 - torch.softmax(masked + y, dim=1), torch.arange(3) + position
+
+
+def test_functions_are_named_after_the_module_that_calls_them():
+    model, x = Functions().eval(), torch.rand(2, 2, 3, 3)
+    kinds = [type(module) for module in model.modules()]
+    expected = model(x)
+    seen = []
+    model.conv.register_forward_hook(lambda module, args, output: seen.append(output.mean() + 1))
+    stats = collect_quant_stats(model, lambda model: seen.append(model(x)))
+    assert torch.equal(seen[1][0], expected[0])
+    # "mul" is a module of the model; masked_fill makes "add_2" infinite; the part Scale counts as a whole.
+    assert list(stats) == ["conv", "scale", "relu", "add", "cat", "chunk", "add_1", "mul_1", "softmax", "sub"]
+    assert stats["add"]["inputs"][1]["max"] == float(x.max())
+    assert stats["add"]["inputs"][0]["max"] == stats["relu"]["output"]["max"]
+    assert stats["add"]["output"]["max"] == stats["add_1"]["inputs"][0]["max"]
+    assert set(stats["cat"]["inputs"]) == {0, 1}
+    assert stats["chunk"]["output"]["total_numel"] == 2 * 4 * 9
+    assert set(stats["mul_1"]["inputs"]) == {0}
+    assert "inputs" not in stats["softmax"]
+    assert [type(module) for module in model.modules()] == kinds
+    assert not any("call_listeners" in vars(module) for module in model.modules())
+    with pytest.raises(RuntimeError, match="expected input"):
+        collect_quant_stats(model, lambda model: model(x[:, :1]))
+    assert [type(module) for module in model.modules()] == kinds
+
+
+def test_statistics_with_functions_belong_to_the_model():
+    model, x = nn.Sequential(Functions(), nn.Flatten()).eval(), torch.rand(2, 2, 3, 3)
+    stats = collect_quant_stats(model[0], lambda model: model(x))
+    assert load_quant_stats(stats, model[0]).keys() == stats.keys()
+    for wrong in ("conv.add", "scale.add", "add_0", "ad", "mul.add"):
+        with pytest.raises(CalibrationError, match="another model"):
+            load_quant_stats({**stats, wrong: stats["add"]}, model[0])
+    histograms = distiller.data_loggers.collect_histograms(model[0], lambda model: model(x), activation_stats=stats)
+    assert histograms["add_1"]["output"]["hist"].sum() == x.numel()
