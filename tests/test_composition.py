@@ -23,11 +23,14 @@ EPOCHS, WEIGHTS = 4, ["conv.weight", "fc.weight"]
 
 def pruner(cls, *, args=None, window=(0, EPOCHS), **settings):
     policy = {"instance_name": "p", **({"args": args} if args else {})}
-    start, end = window
+    start, end, *by_step = window
+    when = {"starting_epoch": start, "ending_epoch": end, "frequency": 1}
+    if by_step:
+        when |= {"frequency": by_step[0], "trigger": "step"}
     return {
         "version": 1,
         "pruners": {"p": {"class": cls, **settings}},
-        "policies": [{"pruner": policy, "starting_epoch": start, "ending_epoch": end, "frequency": 1}],
+        "policies": [{"pruner": policy, **when}],
     }
 
 
@@ -104,6 +107,16 @@ TECHNIQUES = {
     "filters_random": pruner("RandomRankedFilterPruner", desired_sparsity=0.5, **FILTERS),
     "filters_bernoulli": pruner("BernoulliFilterPruner", desired_sparsity=0.4, args=DROP, **FILTERS),
     "dense_sparse_dense": pruner("DenseSparseDense", window=(1, 3), weights=WEIGHTS, sparsity=0.5),
+    "acdc": pruner("ACDCPruner", weights=WEIGHTS, compression_sparsity=0.5),
+    "acdc_by_step": pruner("ACDCPruner", window=(0, 3, 1), weights=WEIGHTS, compression_sparsity=0.5),
+    "constant": pruner("ConstantPruner", weights=WEIGHTS, pattern="2:4"),
+    "gradual_blocks": pruner(
+        "MagnitudePruner", window=(0.5, 2.5, 0.25), init_sparsity=0.1, final_sparsity={0.5: WEIGHTS}, mask_type=[2, 1]
+    ),
+    "movement": pruner("MovementPruner", weights=WEIGHTS, init_sparsity=0.1, final_sparsity=0.6),
+    "movement_by_step": pruner("MovementPruner", window=(0.5, 3, 0.5), weights=WEIGHTS, final_sparsity=0.6),
+    "rigl": pruner("RigLPruner", window=(0, 3, 0.5), weights=WEIGHTS, final_sparsity=0.6),
+    "structured": pruner("StructuredPruner", window=(0.5, 3, 0.5), weights=["conv.weight"], final_sparsity=0.5),
     "l1": regularizer("L1Regularizer", reg_regims={"conv.weight": 0.01}, threshold_criteria="Mean_Abs"),
     "group_lasso": regularizer(
         "GroupLassoRegularizer",

@@ -146,7 +146,7 @@ class GradientSampler:
         with torch.enable_grad(), _differentiable_rnn(tensors):
             loss = self._loss(run(*args, **kwargs), target)
             found = torch.autograd.grad(loss, tensors, allow_unused=True)
-        gradients = [torch.zeros_like(t) if g is None else g for g, t in zip(found, tensors, strict=True)]
+        gradients = [torch.zeros_like(t) if g is None else _dense(g) for g, t in zip(found, tensors, strict=True)]
         _average_(gradients)
         return gradients
 
@@ -201,11 +201,21 @@ class SampleSource:
         self._loader: Iterable[Any] | None = None
 
     @property
+    def is_known(self) -> bool:
+        """Whether there is a sampler."""
+        return self._given is not None or self._loader is not None
+
+    @property
     def sampler(self) -> GradientSampler | None:
         """The sampler to use; None while neither a sampler nor a loader is known."""
         if self._given is not None or self._loader is None:
             return self._given
         return GradientSampler(self._loader)
+
+    @property
+    def is_given(self) -> bool:
+        """Whether the user gave a sampler."""
+        return self._given is not None
 
     def give(self, value: GradientSamplerLike | None) -> None:
         """Use this one; None takes it back."""
@@ -243,6 +253,11 @@ def _differentiable_rnn(tensors: Sequence[Tensor]) -> contextlib.AbstractContext
     if any(tensor.is_cuda for tensor in tensors):
         return torch.backends.cudnn.flags(enabled=False)
     return contextlib.nullcontext()
+
+
+def _dense(gradient: Tensor) -> Tensor:
+    """Embeddings may have sparse gradients."""
+    return gradient.to_dense() if gradient.is_sparse else gradient
 
 
 def _average_(gradients: Sequence[Tensor]) -> None:

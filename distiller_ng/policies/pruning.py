@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -49,7 +50,7 @@ class PruningPolicy(Policy):
         self._decides_at: int | None = None  # optimizer step of the first epoch, with skip_first_minibatch
         self._decision_waits = False  # for the next optimizer step, with decides_before_step
         self._steps = StepHooks(self._before_step, self.pruner.after_step)
-        self._watches_steps = any(
+        self._watches_steps = self.pruner.decides_before_step or any(
             getattr(type(self.pruner), hook) is not getattr(Pruner, hook) for hook in ("before_step", "after_step")
         )
 
@@ -163,9 +164,10 @@ class PruningPolicy(Policy):
                 masker.revert_weights(ctx.parameters[name])
                 masker.use_double_copies = masker.mask_on_forward_only = False
         ctx.masks.apply_changes_()
-        if self.pruner.releases_at_window_end or not self.args.leave_enabled:
+        dropped = not (self.args.leave_enabled or math.isinf(ctx.window.end))  # an open window ends with training
+        if self.pruner.releases_at_window_end or dropped:
             ctx.masks.release(self.pruner.owner)
-            for name in self.pruner.names if not self.args.leave_enabled else ():
+            for name in self.pruner.names if dropped else ():
                 ctx.masks[name].masks_gradients = False
         self._mask_gradients(ctx, False)
         ctx.masks.apply_changes_()

@@ -10,12 +10,14 @@ from distiller_ng.ops.masks import (
     create_mask_threshold_criterion,
     mask_tensor,
 )
+from distiller_ng.pruning.acdc import ACDCPruner
 from distiller_ng.pruning.activation_apoz import ActivationAPoZRankedFilterPruner
 from distiller_ng.pruning.activation_mean import ActivationMeanRankedFilterPruner
 from distiller_ng.pruning.agp import AgpPruningRate, AutomatedGradualPruner
 from distiller_ng.pruning.baidu_rnn import BaiduRNNPruner
 from distiller_ng.pruning.base import PRUNERS, MaskGroup, Pruner, Target
 from distiller_ng.pruning.bernoulli import BernoulliFilterPruner
+from distiller_ng.pruning.constant import ConstantPruner
 from distiller_ng.pruning.dense_sparse_dense import DenseSparseDense
 from distiller_ng.pruning.fm_reconstruction import FMReconstructionChannelPruner
 from distiller_ng.pruning.gradient_ranked import GradientRankedFilterPruner
@@ -30,6 +32,7 @@ from distiller_ng.pruning.lp_ranked import (
     LpRankedStructureParameterPruner,
 )
 from distiller_ng.pruning.magnitude import MagnitudeParameterPruner
+from distiller_ng.pruning.movement import MovementPruner
 from distiller_ng.pruning.random_level import RandomLevelStructureParameterPruner
 from distiller_ng.pruning.random_ranked import RandomRankedFilterPruner
 from distiller_ng.pruning.ranked_agp import (
@@ -41,15 +44,18 @@ from distiller_ng.pruning.ranked_agp import (
     L2RankedStructureParameterPruner_AGP,
     RandomRankedFilterPruner_AGP,
 )
+from distiller_ng.pruning.rigl import RigLPruner
 from distiller_ng.pruning.sensitivity import SensitivityPruner
 from distiller_ng.pruning.sparsity_schedules import AGP, Constant, Exponential, Linear, MultiStep
 from distiller_ng.pruning.splicing import SplicingPruner
 from distiller_ng.pruning.structure import StructureParameterPruner
+from distiller_ng.pruning.structured import StructuredPruner
 
 __all__ = [
     "AGP",
     "IMPORTANCES",
     "PRUNERS",
+    "ACDCPruner",
     "ActivationAPoZRankedFilterPruner",
     "ActivationAPoZRankedFilterPruner_AGP",
     "ActivationMeanRankedFilterPruner",
@@ -60,6 +66,7 @@ __all__ = [
     "BernoulliFilterPruner",
     "BernoulliFilterPruner_AGP",
     "Constant",
+    "ConstantPruner",
     "DenseSparseDense",
     "Exponential",
     "FMReconstructionChannelPruner",
@@ -76,15 +83,18 @@ __all__ = [
     "MagnitudeParameterPruner",
     "MagnitudePruner",
     "MaskGroup",
+    "MovementPruner",
     "MultiStep",
     "Pruner",
     "RandomLevelStructureParameterPruner",
     "RandomRankedFilterPruner",
     "RandomRankedFilterPruner_AGP",
+    "RigLPruner",
     "SensitivityPruner",
     "SparsityLevelParameterPruner",
     "SplicingPruner",
     "StructureParameterPruner",
+    "StructuredPruner",
     "Target",
     "create_mask_level_criterion",
     "create_mask_sensitivity_criterion",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Final, Literal, TypeAlias
 
 from torch import Tensor
@@ -16,6 +16,7 @@ from distiller_ng.names import ALL_PRUNABLE, ParameterIndex
 from distiller_ng.ops.mask_types import MaskType, MaskTypeLike
 from distiller_ng.pruning._checks import check_number, check_weights
 from distiller_ng.pruning._level import ElementLevelPruner
+from distiller_ng.pruning._recipes import gradual_from_recipe, gradual_to_recipe
 from distiller_ng.pruning.base import MaskGroup, Scope, Target, targets_of_list
 from distiller_ng.pruning.sparsity_schedules.base import ScheduleLike
 from distiller_ng.pruning.sparsity_schedules.curves import Curve, check_curve, interpolate
@@ -141,6 +142,16 @@ class GradualPruner(ElementLevelPruner):
         super().load_state_dict({key: value for key, value in state.items() if key != "measured"})
         self._measured = dict(state["measured"])
 
+    @classmethod
+    def from_recipe(cls, properties: Mapping[str, Any], note: Callable[[str], None]) -> dict[str, Any]:
+        """See :class:`~distiller_ng.registry.RecipeTag`."""
+        return gradual_from_recipe(properties, note)
+
+    @classmethod
+    def to_recipe(cls, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """See :class:`~distiller_ng.registry.RecipeTag`."""
+        return gradual_to_recipe(arguments)
+
     def _given_levels(self) -> list[float | None]:
         return list(self._finals.values()) or super()._given_levels()
 
@@ -157,7 +168,7 @@ class GradualPruner(ElementLevelPruner):
                 f"{type(self).__name__} prunes single weights or blocks; for whole {kind.kind}s use StructuredPruner"
             )
             raise ArgumentError(message, argument=("mask_type",))
-        if pattern is not None and kind.kind != "unstructured":
+        if pattern is not None and kind.kind in ("block", "pattern"):
             raise ArgumentError("give pattern or mask_type, not both", argument=("pattern",))
         return kind
 

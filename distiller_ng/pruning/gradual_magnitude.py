@@ -10,11 +10,20 @@ from distiller_ng.pruning.base import PRUNERS, Scope
 from distiller_ng.pruning.gradual import FinalSparsity, GradualPruner, InitSparsity
 from distiller_ng.pruning.sparsity_schedules.base import ScheduleLike
 from distiller_ng.pruning.sparsity_schedules.curves import Curve
+from distiller_ng.registry import RecipeTag
 
 __all__ = ["MagnitudePruner"]
 
 
-@PRUNERS.register("MagnitudePruner", injected=("name",))
+@PRUNERS.register(
+    "MagnitudePruner",
+    injected=("name",),
+    recipe_tag=(
+        RecipeTag("GMPruningModifier"),
+        RecipeTag("MagnitudePruningModifier", aliases=("MagnutidePruningModifier",)),
+        RecipeTag("GlobalMagnitudePruningModifier", fixed={"scope": "global"}),
+    ),
+)
 class MagnitudePruner(GradualPruner):
     """Prunes the weights of lowest magnitude; the level is fixed, follows a curve or schedule, or is an N:M pattern's.
 

@@ -25,6 +25,7 @@ FILTERS = {"group_type": "Filters", "weights": WEIGHTS}
 AGP = {"initial_sparsity": 0.1, "final_sparsity": 0.6}
 # The smallest arguments that make each pruner prune something in epoch 2 of the window below.
 MINIMAL = {
+    "ACDCPruner": {"weights": WEIGHTS, "compression_sparsity": 0.5},
     "ActivationAPoZRankedFilterPruner": {**FILTERS, "desired_sparsity": 0.5},
     "ActivationAPoZRankedFilterPruner_AGP": {**FILTERS, **AGP},
     "ActivationMeanRankedFilterPruner": {**FILTERS, "desired_sparsity": 0.5},
@@ -33,6 +34,7 @@ MINIMAL = {
     "BaiduRNNPruner": {"q": 0.05, "ramp_epoch_offset": 1, "ramp_slope_mult": 2, "weights": WEIGHTS},
     "BernoulliFilterPruner": {**FILTERS, "desired_sparsity": 0.5},
     "BernoulliFilterPruner_AGP": {**FILTERS, **AGP},
+    "ConstantPruner": {"weights": WEIGHTS, "pattern": "1:2"},
     "DenseSparseDense": {"weights": WEIGHTS, "sparsity": 0.5},
     "FMReconstructionChannelPruner": {"group_type": "Channels", "weights": WEIGHTS, "desired_sparsity": 0.5},
     "GradientRankedFilterPruner": {**FILTERS, "desired_sparsity": 0.5},
@@ -45,9 +47,11 @@ MINIMAL = {
     "LpRankedStructureParameterPruner": {**FILTERS, "desired_sparsity": 0.5, "magnitude_fn": "max"},
     "MagnitudeParameterPruner": {"thresholds": {"conv1.weight": 0.05, "*": 0.02}},
     "MagnitudePruner": {"weights": WEIGHTS, "sparsity": 0.5},
+    "MovementPruner": {"weights": WEIGHTS, "init_sparsity": 0.6, "final_sparsity": 0.7},
     "RandomLevelStructureParameterPruner": {**FILTERS, "sparsity_range": [0.3, 0.6]},
     "RandomRankedFilterPruner": {**FILTERS, "desired_sparsity": 0.5},
     "RandomRankedFilterPruner_AGP": {**FILTERS, **AGP},
+    "RigLPruner": {"weights": WEIGHTS, "final_sparsity": 0.6, "sparsity_strategy": "uniform"},
     "SensitivityPruner": {"sensitivities": dict.fromkeys(WEIGHTS, 0.5)},
     "SparsityLevelParameterPruner": {"levels": dict.fromkeys(WEIGHTS, 0.5)},
     "SplicingPruner": {"sensitivities": dict.fromkeys(WEIGHTS, 0.2), "low_thresh_mult": 0.9, "hi_thresh_mult": 1.1},
@@ -56,9 +60,11 @@ MINIMAL = {
         "reg_regims": {"conv1.weight": [0.1, "Filters"], "conv2.weight": [0.085, "Filters"]},
         "threshold_criteria": "Mean_Abs",
     },
+    "StructuredPruner": {"weights": WEIGHTS, "init_sparsity": 0.5, "final_sparsity": 0.6},
 }
 # Which tests hold each pruner to literal values or a float64 reference.
 LITERAL_TESTS = {
+    "ACDCPruner": ["test_acdc_is_dense_and_compressed_in_turn"],
     "ActivationAPoZRankedFilterPruner": ["test_b8_apoz_prunes_the_filters_that_are_zero_most_often"],
     "ActivationAPoZRankedFilterPruner_AGP": ["test_activation_agp_follows_its_statistic"],
     "ActivationMeanRankedFilterPruner": ["test_b5_mean_prunes_the_least_active_filters"],
@@ -67,6 +73,7 @@ LITERAL_TESTS = {
     "BaiduRNNPruner": ["test_baidu_threshold_rises_slowly_then_fast"],
     "BernoulliFilterPruner": ["test_b7_bernoulli_masks_are_rescaled", "test_bernoulli_rate_is_the_level"],
     "BernoulliFilterPruner_AGP": ["test_bernoulli_agp_drops_at_the_scheduled_rate"],
+    "ConstantPruner": ["test_constant_holds_the_zeros_that_are_there"],
     "DenseSparseDense": ["test_dsd_holds_one_mask_for_its_window", "test_dsd_with_a_schedule_decides_every_time"],
     "FMReconstructionChannelPruner": ["test_refitted_weights_agree_with_numpys_least_squares"],
     "GradientRankedFilterPruner": ["test_filters_of_lowest_signed_taylor_score_go"],
@@ -79,13 +86,16 @@ LITERAL_TESTS = {
     "LpRankedStructureParameterPruner": ["test_l2_and_max_rank_by_their_own_norm"],
     "MagnitudeParameterPruner": ["test_magnitude_keeps_what_exceeds_the_threshold"],
     "MagnitudePruner": ["test_magnitude_pruner_by_layer_and_globally"],
+    "MovementPruner": ["test_movement_prunes_what_shrinks"],
     "RandomLevelStructureParameterPruner": ["test_random_level_prunes_the_lowest_to_a_drawn_level"],
     "RandomRankedFilterPruner": ["test_b8_random_filters_exact_count_and_anew_each_time"],
     "RandomRankedFilterPruner_AGP": ["test_random_agp_has_the_exact_count"],
+    "RigLPruner": ["test_rigl_drops_the_smallest_and_grows_by_gradient"],
     "SensitivityPruner": ["test_sensitivity_agrees_with_a_float64_reference"],
     "SparsityLevelParameterPruner": ["test_level_prunes_the_smallest_magnitudes"],
     "SplicingPruner": ["test_splicing_prunes_keeps_and_brings_back"],
     "StructureParameterPruner": ["test_structures_above_the_threshold_stay"],
+    "StructuredPruner": ["test_structured_prunes_filters_and_channels_by_norm"],
 }
 # Structured pruners have few structures here, so the pattern is one that every one of them feels.
 EXTRAS = {
@@ -238,7 +248,8 @@ def test_schedule_scope_and_pattern_are_understood(name, extra):
 def test_a_pattern_leaves_at_most_n_of_m(name):
     model, data = prepared()
     masks, _ = masks_of(make(name, pattern="1:2"), model, data)
-    group_type = MINIMAL[name].get("group_type") or ("Filters" if "reg_regims" in MINIMAL[name] else "elements")
+    by_filter = "reg_regims" in MINIMAL[name] or name == "StructuredPruner"
+    group_type = MINIMAL[name].get("group_type") or ("Filters" if by_filter else "elements")
     for key in WEIGHTS:
         live = masks[key] != 0
         if group_type != "elements":
