@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 
 from distiller_ng.apputils.classifier_activations import add_activation_arguments
+from distiller_ng.apputils.classifier_exporting import add_export_arguments
 from distiller_ng.apputils.classifier_thinning import add_thinning_arguments
 from distiller_ng.apputils.unavailable import add_unavailable_arguments
+from distiller_ng.quantization.ptq_arguments import add_post_train_quant_args
 from distiller_ng.reports.summary import PICTURES, SUMMARIES
 from distiller_ng.utils import float_range_argparse_checker
 
@@ -21,6 +23,8 @@ examples:
                          --compress schedules/agp_resnet20_fmnist.yaml
   compress_classifier.py --arch digits_cnn --resume-from logs/<run>/checkpoint.pth.tar
   compress_classifier.py --arch digits_cnn --exp-load-weights-from logs/<run>/best.pth.tar --evaluate
+  compress_classifier.py --arch digits_cnn --exp-load-weights-from logs/<run>/best.pth.tar --evaluate \\
+                         --quantize-eval --qe-calibration 0.2
 """
 
 
@@ -50,9 +54,9 @@ def init_classifier_compression_arg_parser(include_ptq_lapq_args: bool = False) 
     _add_output(parser)
     add_activation_arguments(parser)
     add_thinning_arguments(parser)
+    add_export_arguments(parser)
+    add_post_train_quant_args(parser, include_ptq_lapq_args, calibrate_and_evaluate=True)
     add_unavailable_arguments(parser, "application")
-    if include_ptq_lapq_args:
-        add_unavailable_arguments(parser, "lapq")
     return parser
 
 

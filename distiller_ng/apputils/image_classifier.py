@@ -24,7 +24,13 @@ from distiller_ng.apputils.classifier_activations import (
     acts_quant_stats_collection,
 )
 from distiller_ng.apputils.classifier_args import init_classifier_compression_arg_parser
-from distiller_ng.apputils.classifier_loops import evaluate_model, load_data, test, train, validate
+from distiller_ng.apputils.classifier_exporting import export_onnx
+from distiller_ng.apputils.classifier_loops import load_data, test, train, validate
+from distiller_ng.apputils.classifier_quantization import (
+    check_quantization_flags,
+    evaluate_model,
+    quantize_and_test_model,
+)
 from distiller_ng.apputils.classifier_setup import infer_implicit_args_, init_learner, set_up_device_, set_up_seeds
 from distiller_ng.apputils.log_setup import config_pylogger, log_execution_env_state
 from distiller_ng.apputils.run_folder import RunFolder, RunState
@@ -55,8 +61,10 @@ __all__ = [
     "acts_quant_stats_collection",
     "create_activation_stats_collectors",
     "evaluate_model",
+    "export_onnx",
     "init_classifier_compression_arg_parser",
     "load_data",
+    "quantize_and_test_model",
     "save_collectors_data",
     "test",
     "train",
@@ -83,6 +91,7 @@ class ClassifierCompressor:
 
     def __init__(self, args: argparse.Namespace, script_dir: str | os.PathLike[str] | None) -> None:
         self.args = infer_implicit_args_(copy.deepcopy(args))
+        check_quantization_flags(self.args)
         self.folder = self._open_folder(script_dir)
         self.logdir = None if self.folder is None else str(self.folder.path)
         set_up_seeds(self.args)
@@ -301,6 +310,21 @@ class ClassifierCompressor:
         self.load_datasets()
         with self._watched("test", -1):
             after = self._test_scores(self._epoch)
+        return self._keep(after)
+
+    def evaluate(self) -> loops.Scores:
+        """What ``--evaluate`` does: :meth:`test` with the masks applied, or quantized as the flags say."""
+        self.compression_scheduler.mask_all_weights()
+        if not (self.args.quantize_eval or self.args.qe_convert_pytorch or getattr(self.args, "qe_lapq", False)):
+            return self.test()
+        self.load_datasets()
+        top1, top5, loss = evaluate_model(
+            self.test_loader, self.model, self.criterion, [self.pylogger], args=self.args, logdir=self.logdir
+        )
+        return self._keep(Scores(self._epoch, top1, top5, loss, model_sparsity(self.model) / 100.0))
+
+    def _keep(self, after: Scores) -> loops.Scores:
+        """Remember and write the scores of the run's end."""
         self.results.after = after
         self._log("Performance/Test/", {"Loss": after.loss, "Top1": after.top1, "Top5": after.top5}, -1)
         if self.folder is not None:

@@ -9,60 +9,16 @@ from typing import Any
 __all__ = ["add_unavailable_arguments"]
 
 # (group, what the message calls the feature, [(flags, number of values)])
-_PTQ = (
-    "Post-training quantization",
-    "post-training quantization",
-    (
-        ("--quantize-eval --qe", 0),
-        ("--qe-mode --qem", None),
-        ("--qe-mode-acts --qema", None),
-        ("--qe-mode-wts --qemw", None),
-        ("--qe-bits-acts --qeba", None),
-        ("--qe-bits-wts --qebw", None),
-        ("--qe-bits-accum", None),
-        ("--qe-clip-acts --qeca", None),
-        ("--qe-clip-n-stds", None),
-        ("--qe-no-clip-layers --qencl", "+"),
-        ("--qe-no-quant-layers --qenql", "+"),
-        ("--qe-per-channel --qepc", 0),
-        ("--qe-scale-approx-bits --qesab", None),
-        ("--qe-save-fp-weights", 0),
-        ("--qe-convert-pytorch --qept", 0),
-        ("--qe-pytorch-backend", None),
-        ("--qe-stats-file --qesf", None),
-        ("--qe-dynamic", 0),
-        ("--qe-calibration", None),
-        ("--qe-config-file --qecf", None),
-    ),
-)
-_LAPQ = (
-    "Loss-aware post-training quantization",
-    "loss-aware post-training quantization",
-    (
-        ("--qe-lapq --qe-coordinate-search", 0),
-        ("--lapq-maxiter", None),
-        ("--lapq-maxfev", None),
-        ("--lapq-method", None),
-        ("--lapq-basinhopping --lapq-bh", 0),
-        ("--lapq-basinhopping-niter --lapq-bh-niter", None),
-        ("--lapq-init-mode", None),
-        ("--lapq-init-method", None),
-        ("--lapq-eval-size", None),
-        ("--lapq-eval-memoize-dataloader", 0),
-        ("--lapq-search-clipping", 0),
-    ),
-)
 _SENSE = ("Sensitivity", "sensitivity analysis", (("--sense", None), ("--sense-range", 3)))
-_EXPORT = ("Export", "ONNX export", (("--export-onnx", "?"),))
 _SERIALIZED = ("Loading", "layer-wise loading (models are never wrapped here)", (("--load-serialized", 0),))
 _EARLY_EXIT = (
     "Early exit",
     "early exit",
     (("--earlyexit_lossweights", "*"), ("--earlyexit_thresholds", "*")),
 )
-_APPLICATION = (_SENSE, _EXPORT, _SERIALIZED, _PTQ)
+_APPLICATION = (_SENSE, _SERIALIZED)
 _EXAMPLE = (_EARLY_EXIT,)
-_FEATURES = {"application": _APPLICATION, "lapq": (_LAPQ,), "example": _EXAMPLE}
+_FEATURES = {"application": _APPLICATION, "example": _EXAMPLE}
 
 
 class _Unavailable(argparse.Action):
@@ -83,7 +39,7 @@ class _Unavailable(argparse.Action):
 
 
 def add_unavailable_arguments(parser: argparse.ArgumentParser, which: str) -> None:
-    """Add the flags of ``which``: ``"application"``, ``"lapq"`` or ``"example"``; all default to None."""
+    """Add the flags of ``which``: ``"application"`` or ``"example"``; all default to None."""
     for title, feature, flags in _FEATURES[which]:
         group = parser.add_argument_group(f"{title} (not available yet)")
         for names, values in flags:

@@ -23,6 +23,8 @@ from distiller_ng.apputils.guard import run_guarded
 from distiller_ng.apputils.image_classifier import (
     ClassifierCompressor,
     acts_histogram_collection,
+    acts_quant_stats_collection,
+    export_onnx,
     init_classifier_compression_arg_parser,
 )
 from distiller_ng.reports import model_summary
@@ -34,7 +36,7 @@ class ClassifierCompressorSampleApp(ClassifierCompressor):
     """The application with the jobs that are done instead of training."""
 
     def handle_subapps(self) -> bool:
-        """Do what ``--thinnify``, ``--greedy``, ``--summary``, ``--act-hist`` or ``--evaluate`` ask for."""
+        """Do the job that a flag such as ``--thinnify``, ``--summary`` or ``--evaluate`` asks for, if one does."""
         if self.args.save_untrained_model and self.logdir:
             name = f"{self.args.name}_untrained" if self.args.name else "untrained"
             save_checkpoint(0, self.args.arch, self.model, name=name, dir=self.logdir)
@@ -50,12 +52,20 @@ class ClassifierCompressorSampleApp(ClassifierCompressor):
             for what in self.args.summary:
                 model_summary(self.model, what, self.args.dataset, self.logdir or "")
             return True
+        if self.args.export_onnx:
+            self.compression_scheduler.mask_all_weights()
+            export_onnx(self.model, self.args, self.logdir)
+            return True
+        if self.args.qe_calibration and not self.args.evaluate:
+            acts_quant_stats_collection(
+                self.model, self.criterion, self.loggers, self.args, save_to_file=True, logdir=self.logdir
+            )
+            return True
         if self.args.activation_histograms:
             acts_histogram_collection(self.model, self.criterion, self.loggers, self.args, self.logdir)
             return True
         if self.args.evaluate:
-            self.compression_scheduler.mask_all_weights()
-            self.test()
+            self.evaluate()
             return True
         return False
 

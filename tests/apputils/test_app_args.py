@@ -71,6 +71,11 @@ def test_defaults_are_distillers():
         (["--exp-load-weights-from", "c"], "load_model_path", "c"),
         (["some/dir"], "data", "some/dir"),
         (["--opt", "adamw"], "opt", "adamw"),
+        (["--qe"], "quantize_eval", True),
+        (["--qe-bits-w", "6"], "qe_bits_wts", 6),
+        (["--qe-calibration=0.1"], "qe_calibration", 0.1),
+        (["--export-onnx"], "export_onnx", "model.onnx"),
+        (["--export-onnx", "a.onnx"], "export_onnx", "a.onnx"),
     ],
 )
 def test_flags_and_abbreviations(arguments, name, value):
@@ -103,14 +108,8 @@ def test_bad_values_exit_with_code_2(arguments, message, capsys):
 @pytest.mark.parametrize(
     ("arguments", "feature"),
     [
-        (["--quantize-eval"], "post-training quantization"),
-        (["--qe"], "post-training quantization"),
-        (["--qe-bits-acts", "8"], "post-training quantization"),
-        (["--qe-calibration=0.1"], "post-training quantization"),
-        (["--qe-lapq"], "loss-aware"),
         (["--sense", "filter"], "sensitivity"),
         (["--sense-range", "0", "0.9", "0.1"], "sensitivity"),
-        (["--export-onnx"], "ONNX"),
         (["--earlyexit_thresholds", "1.0", "0.5"], "early exit"),
     ],
 )

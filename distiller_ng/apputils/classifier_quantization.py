@@ -1,0 +1,166 @@
+"""Post-training quantization in the image-classification application: ``--quantize-eval`` and its flags (layer 5)."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distiller_ng.apputils.classifier_activations import acts_quant_stats_collection
+from distiller_ng.apputils.classifier_exporting import converted_model
+from distiller_ng.apputils.classifier_loops import Loggers, Scores, load_data, test
+from distiller_ng.apputils.classifier_loops import evaluate_model as evaluate_as_it_is
+from distiller_ng.checkpoint import save_checkpoint
+from distiller_ng.core.scheduler import CompressionScheduler
+from distiller_ng.errors import ArgumentError
+from distiller_ng.names import unwrap
+from distiller_ng.ops.modules import make_non_parallel_copy, model_device
+from distiller_ng.quantization.base import quantization_of
+from distiller_ng.quantization.post_train import PostTrainLinearQuantizer
+from distiller_ng.quantization.ptq_arguments import check_post_train_quant_args
+from distiller_ng.quantization.ptq_coordinate_search import cmdline_args_to_dict, ptq_coordinate_search
+
+__all__ = ["check_quantization_flags", "evaluate_model", "lapq_search", "quantize_and_test_model"]
+
+logger = logging.getLogger("distiller_ng.app")
+
+
+def check_quantization_flags(args: argparse.Namespace) -> None:
+    """Refuse ``--quantize-eval`` and ``--qe-...`` flags that would do nothing, before anything is loaded.
+
+    Raises :class:`ArgumentError`.
+    """
+    flags = (("quantize_eval", "--quantize-eval"), ("qe_lapq", "--qe-lapq"))
+    wanted = [flag for name, flag in flags if getattr(args, name, False)]
+    if wanted and not args.evaluate:
+        message = f"{wanted[0]} quantizes the model that is evaluated: add --evaluate"
+        raise ArgumentError(message, argument=("evaluate",))
+    if not wanted and getattr(args, "qe_convert_pytorch", False) and not args.evaluate:
+        raise ArgumentError("--qe-convert-pytorch needs --evaluate", argument=("qe_convert_pytorch",))
+    if wanted:
+        check_post_train_quant_args(args)
+
+
+def evaluate_model(
+    test_loader: Any,
+    model: nn.Module,
+    criterion: nn.Module,
+    loggers: Loggers,
+    activations_collectors: Any = None,
+    args: argparse.Namespace | None = None,
+    scheduler: CompressionScheduler | None = None,
+    *,
+    logdir: str | os.PathLike[str] | None = None,
+) -> Scores:
+    """What ``--evaluate`` does: measure the model as it is, quantized (``--quantize-eval``), or converted to integers.
+
+    The scheduler's masks are applied first. Raises what :func:`quantize_and_test_model` raises.
+    """
+    wanted = args or argparse.Namespace()
+    if getattr(wanted, "quantize_eval", False) or getattr(wanted, "qe_lapq", False):
+        return quantize_and_test_model(test_loader, model, criterion, wanted, loggers, scheduler, logdir=logdir)
+    if getattr(wanted, "qe_convert_pytorch", False):
+        if scheduler is not None:
+            scheduler.mask_all_weights()
+        if quantization_of(unwrap(model)) is None:
+            raise ArgumentError(
+                "--qe-convert-pytorch converts a quantized model: add --quantize-eval, or load a quantized checkpoint",
+                argument=("qe_convert_pytorch",),
+            )
+        real = converted_model(make_non_parallel_copy(model).cpu().eval(), _one_batch(test_loader), wanted, logdir)
+        return test(test_loader, real, criterion, loggers, args=wanted)
+    return evaluate_as_it_is(test_loader, model, criterion, loggers, activations_collectors, wanted, scheduler)
+
+
+def quantize_and_test_model(
+    test_loader: Any,
+    model: nn.Module,
+    criterion: nn.Module,
+    args: argparse.Namespace,
+    loggers: Loggers = None,
+    scheduler: CompressionScheduler | None = None,
+    save_flag: bool = True,
+    *,
+    logdir: str | os.PathLike[str] | None = None,
+) -> Scores:
+    """Quantize a copy of ``model`` as the ``--qe-...`` flags say and measure it: ``(top1, top5, mean loss)``.
+
+    ``--qe-calibration`` collects statistics on that share of the test set first; without it, a statistics file or a
+    configuration file, ranges are found in each batch. The scheduler's masks are applied to ``model`` first. With
+    ``save_flag`` and a folder ``logdir``: ``acts_quantization_stats.yaml`` where statistics were collected,
+    ``layer_quant_params.yaml``, and the checkpoint ``[name_]quantized_checkpoint.pth.tar``, which ``--resume-from``
+    loads. ``--qe-convert-pytorch`` measures the model converted to real integers.
+
+    Raises :class:`ArgumentError` for flags that cannot go together and a model that is quantized already, and what the
+    quantizer raises.
+    """
+    check_post_train_quant_args(args)
+    earlier = quantization_of(unwrap(model))
+    if earlier is not None:
+        raise ArgumentError(
+            f"the model is quantized already, by {earlier.name}: evaluate it without --quantize-eval",
+            argument=("quantize_eval",),
+        )
+    if scheduler is not None:
+        scheduler.mask_all_weights()
+    folder = logdir if save_flag else None
+    quantized = make_non_parallel_copy(model).eval()
+    wanted = copy.copy(args)
+    if getattr(args, "qe_calibration", None):
+        wanted.qe_stats_file = acts_quant_stats_collection(
+            quantized, criterion, loggers, args, save_to_file=folder is not None, logdir=folder
+        )
+    example = _one_batch(test_loader)[:1].to(model_device(quantized))
+    quantizer = PostTrainLinearQuantizer.from_args(quantized, wanted)
+    if getattr(args, "qe_lapq", False):
+        lapq_search(quantizer, example, criterion, args)
+    else:
+        quantizer.prepare_model(example)
+    tested = quantized
+    if getattr(args, "qe_convert_pytorch", False):
+        tested = converted_model(quantized.cpu(), _one_batch(test_loader), args, folder)
+    scores = test(test_loader, tested, criterion, loggers, args=args)
+    if folder is not None:
+        name = f"{args.name}_quantized" if getattr(args, "name", None) else "quantized"
+        logger.info("scales of all layers: %s", quantizer.save_per_layer_parameters(folder))
+        save_checkpoint(
+            0, getattr(args, "arch", None), quantized, extras={"quantized_top1": scores[0]}, name=name, dir=Path(folder)
+        )
+    return scores
+
+
+def lapq_search(
+    quantizer: PostTrainLinearQuantizer, dummy_input: Tensor, criterion: nn.Module, args: argparse.Namespace
+) -> nn.Module:
+    """Search scales that make the loss on the validation set lowest, as the ``--lapq-...`` flags say; the model.
+
+    Raises :class:`DatasetError`, and what :func:`ptq_coordinate_search` raises.
+    """
+    wanted = copy.copy(args)
+    wanted.effective_valid_size = getattr(args, "lapq_eval_size", 1.0)
+    loader = load_data(wanted, fixed_subset=True, load_train=False, load_test=False)
+    batches = list(loader) if getattr(args, "lapq_eval_memoize_dataloader", False) else loader
+
+    def loss_of(model: nn.Module) -> float:
+        device, total, count = model_device(model), 0.0, 0
+        for images, target in batches:
+            total += len(images) * float(criterion(model(images.to(device)), target.to(device)))
+            count += len(images)
+        return total / count
+
+    seed = getattr(args, "seed", None) or 0
+    model, _ = ptq_coordinate_search(quantizer, dummy_input, loss_of, seed=seed, **cmdline_args_to_dict(args))
+    return model
+
+
+def _one_batch(loader: Any) -> Tensor:
+    batches: Iterator[Any] = iter(loader)
+    images = next(batches)[0]
+    return images if isinstance(images, Tensor) else torch.as_tensor(images)
