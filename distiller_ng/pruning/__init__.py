@@ -32,7 +32,9 @@ from distiller_ng.pruning.lp_ranked import (
     LpRankedStructureParameterPruner,
 )
 from distiller_ng.pruning.magnitude import MagnitudeParameterPruner
+from distiller_ng.pruning.mfac import MFACPruner
 from distiller_ng.pruning.movement import MovementPruner
+from distiller_ng.pruning.obs import OBSPruner
 from distiller_ng.pruning.random_level import RandomLevelStructureParameterPruner
 from distiller_ng.pruning.random_ranked import RandomRankedFilterPruner
 from distiller_ng.pruning.ranked_agp import (
@@ -80,11 +82,13 @@ __all__ = [
     "L2RankedStructureParameterPruner_AGP",
     "Linear",
     "LpRankedStructureParameterPruner",
+    "MFACPruner",
     "MagnitudeParameterPruner",
     "MagnitudePruner",
     "MaskGroup",
     "MovementPruner",
     "MultiStep",
+    "OBSPruner",
     "Pruner",
     "RandomLevelStructureParameterPruner",
     "RandomRankedFilterPruner",

@@ -8,6 +8,7 @@ from torch import nn
 from distiller_ng.core.context import StepContext
 from distiller_ng.core.masks import MaskRegistry
 from distiller_ng.core.position import TrainPosition
+from distiller_ng.core.samples import GradientSampler, SampleSource
 from distiller_ng.core.window import PolicyWindow
 from distiller_ng.graph.provider import ModelGraph
 from distiller_ng.names import ParameterIndex
@@ -40,16 +41,24 @@ class Holder(nn.Module):
             self.add_module(name, module)
 
 
-def context(model, *, epoch=0, window=None, minibatch=0, minibatches=1, masks=None, ranking_weights=None, inputs=None):
+def context(
+    model, *, epoch=0, window=None, minibatch=0, minibatches=1, masks=None, ranking_weights=None, inputs=None, data=None
+):
     """The context of ``epoch`` in ``window`` (start, end, frequency); by default a window of that epoch alone.
 
-    ``inputs``: what the model is called with, for those who follow its channels.
+    ``inputs``: what the model is called with, for those who follow its channels, and who sample it (two halves, with
+    the mean square of the outputs as loss) unless ``data`` says how.
     """
     parameters = ParameterIndex(model) if masks is None else masks.parameters
     start, end, frequency = window or (epoch, epoch + 1, 1)
     extra = {} if ranking_weights is None else {"ranking_weights": ranking_weights}
     if inputs is not None:
         extra["graph"] = ModelGraph(model, inputs)
+        extra["data"] = SampleSource()
+        halves = [(half, None) for half in inputs.chunk(2)]
+        extra["data"].give(GradientSampler(halves, lambda outputs, _: outputs.square().mean()))
+    if data is not None:
+        extra["data"] = data
     return StepContext(
         model=model,
         parameters=parameters,
