@@ -46,7 +46,8 @@ def converted_model(
 ) -> nn.Module:
     """The quantized ``model`` computing with real integers, for ``--qe-pytorch-backend``.
 
-    ``fbgemm`` converts with torchao, ``qnnpack`` to ONNX, run by ONNX Runtime, as ``quantized.onnx`` in ``folder``. Raises :class:`ArgumentError` for another backend, :class:`ExportError` for what cannot be converted.
+    ``fbgemm`` converts with torchao, ``qnnpack`` to ONNX, run by ONNX Runtime, as ``quantized.onnx`` in ``folder``.
+    Raises :class:`ArgumentError` for another backend, :class:`ExportError` for what cannot be converted.
     """
     backend = getattr(args, "qe_pytorch_backend", None) or "fbgemm"
     if backend not in _BACKENDS:
