@@ -14,11 +14,12 @@ from distiller_ng.config.classes import INJECTABLE
 from distiller_ng.config.components import Builder
 from distiller_ng.config.documents import read_text
 from distiller_ng.config.frontends.base import frontend_for
+from distiller_ng.config.frontends.recipe.variables import RecipeArgs
 from distiller_ng.config.kinds import KINDS
 from distiller_ng.config.loader import OnUnmatched, Options, ScheduleLoader
 from distiller_ng.config.marks import NOWHERE, Marks, format_path
 from distiller_ng.config.plain import plain_data
-from distiller_ng.config.problems import DICT_SOURCE, Report, file_problem, shown
+from distiller_ng.config.problems import DICT_SOURCE, TEXT_SOURCE, Report, file_problem, shown
 from distiller_ng.config.spec import ScheduleSpec
 from distiller_ng.config.structure import read_spec
 from distiller_ng.core.context import Compat
@@ -28,6 +29,10 @@ from distiller_ng.graph.inputs import ExampleInputsLike
 from distiller_ng.names import ParameterIndex
 
 __all__ = ["config_component_from_file_by_class", "dict_config", "file_config", "read_schedule"]
+
+_ZOO = "zoo:"
+
+_ZOO = "zoo:"
 
 
 def file_config(
@@ -42,8 +47,13 @@ def file_config(
     allow_user_classes: bool = False,
     teachers: Mapping[str, nn.Module] | None = None,
     compat: Compat | None = None,
+    recipe_args: RecipeArgs = None,
 ) -> CompressionScheduler:
-    """Load a schedule file for ``model`` and return the scheduler that runs it.
+    """Load a schedule file, or a recipe, for ``model`` and return the scheduler that runs it.
+
+    ``filename``: a schedule (YAML), a SparseML recipe (YAML, or Markdown with front matter), or the text of one: any
+    string with a line break. ``recipe_args``: values for a recipe's variables, ``{"num_epochs": 20}``, JSON text or
+    ``"num_epochs=20,init_lr=0.01"``.
 
     ``scheduler``: add the file's policies to this one instead of a new one; the one ``load_checkpoint`` returned then
     continues its run exactly if this is the run's schedule, else a warning says why it keeps only the masks.
@@ -51,7 +61,8 @@ def file_config(
     learning rates of the next one. ``on_unmatched``: ``"warn"``
     leaves out names that match no parameter. ``example_inputs`` (a tuple) is what components need that follow the
     model's data flow. ``compat="distiller"`` (in the file: ``compat: distiller``) gives unchanged files the
-    ancestor's rule for coupled layers. ``allow_user_classes`` imports classes given as dotted paths. ``teachers`` are
+    ancestor's rule for coupled layers; ``"sparseml"`` gives recipes that library's results where ours differ.
+    ``allow_user_classes`` imports classes given as dotted paths. ``teachers`` are
     the models that ``distillers`` name: ``{"resnet56": module}``.
 
     Raises :class:`ScheduleError` with everything that is wrong, each as ``file:line:column: path: message``; nothing
@@ -59,7 +70,7 @@ def file_config(
 
         scheduler = distiller.file_config(model, optimizer, "resnet20.schedule_agp.yaml")
     """
-    spec = read_schedule(filename)
+    spec = read_schedule(filename, recipe_args=recipe_args)
     options = Options(
         scheduler, resumed_epoch, on_unmatched, example_inputs, allow_user_classes, teachers or {}, compat
     )
@@ -131,11 +142,16 @@ def config_component_from_file_by_class(
     return component
 
 
-def read_schedule(filename: str | os.PathLike[str]) -> ScheduleSpec:
-    """Read a schedule file without a model: what it says, where, and what is wrong with its shape.
+def read_schedule(filename: str | os.PathLike[str], *, recipe_args: RecipeArgs = None) -> ScheduleSpec:
+    """Read a schedule or recipe without a model: what it says, where, and what is wrong with its shape.
 
-    Raises :class:`ScheduleError` for a file that cannot be read as a schedule at all.
+    A string with a line break is the text itself. Raises :class:`ScheduleError` for a file that cannot be read as a
+    schedule at all, and :class:`ArgumentError` for ``recipe_args`` that the recipe has no variables for.
     """
+    if isinstance(filename, str) and ("\n" in filename or "\r" in filename):
+        return frontend_for(None, filename).parse(filename, source=TEXT_SOURCE, recipe_args=recipe_args)
     source = os.fspath(filename)
+    if source.startswith(_ZOO):
+        raise file_problem(source, "SparseZoo has been shut down: give the recipe's file, or its text")
     text = read_text(source, source)
-    return frontend_for(Path(source), text).parse(text, source=source)
+    return frontend_for(Path(source), text).parse(text, source=source, recipe_args=recipe_args)

@@ -18,9 +18,19 @@ import yaml
 
 from distiller_ng.config.marks import Mark, Marks, Path, as_part
 from distiller_ng.config.problems import Report, file_problem
-from distiller_ng.errors import Problem, ScheduleError, nearest
+from distiller_ng.errors import Problem, ScheduleError, did_you_mean, nearest
 
-__all__ = ["MAX_BYTES", "MAX_DEPTH", "MAX_NODES", "Document", "load_document", "read_text"]
+__all__ = [
+    "MAX_BYTES",
+    "MAX_DEPTH",
+    "MAX_NODES",
+    "AliasNode",
+    "Converter",
+    "Document",
+    "compose",
+    "load_document",
+    "read_text",
+]
 
 MAX_BYTES = 1 << 20  # the largest schedule we know has 10 kB; beyond this the reader takes tens of seconds
 MAX_DEPTH = 40
@@ -110,6 +120,14 @@ def _decode(raw: bytes, source: str) -> str:
         raise file_problem(source, f"not {encoding[:6].upper().rstrip('-')} text: {error.reason}", mark) from None
 
 
+class AliasNode(yaml.Node):
+    """``*name``: where it stands, and the node it stands for."""
+
+    def __init__(self, target: yaml.Node, start_mark: Any) -> None:
+        super().__init__(target.tag, target.value, start_mark, start_mark)
+        self.target = target
+
+
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader up to the node graph, with a limit on nesting, and YAML 1.2 numbers."""
 
@@ -118,6 +136,13 @@ class _Loader(yaml.SafeLoader):
         self._depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()  # type: ignore[no-untyped-call]
+            if event.anchor not in self.anchors:
+                message = f"undefined alias {event.anchor!r}. {did_you_mean(event.anchor, self.anchors)}"
+                raise yaml.MarkedYAMLError(problem=message, problem_mark=event.start_mark)
+            target = super().compose_node(parent, index)
+            return None if target is None else AliasNode(target, event.start_mark)
         self._depth += 1
         if self._depth > MAX_DEPTH:
             mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
@@ -152,6 +177,11 @@ def load_document(text: str, source: str) -> Document:
     >>> load_document("a: 1e-5\\nb: [x, 2:4]", "demo").data
     {'a': 1e-05, 'b': ['x', '2:4']}
     """
+    return Converter(*compose(text, source), source).document()
+
+
+def compose(text: str, source: str) -> tuple[_Loader, yaml.Node | None]:
+    """The node graph of one YAML document and its loader; raises :class:`ScheduleError` for text that is no YAML."""
     try:
         loader = _Loader(text)
         try:
@@ -164,7 +194,7 @@ def load_document(text: str, source: str) -> Document:
         ) from None
     except yaml.MarkedYAMLError as error:
         raise file_problem(source, _syntax_message(error), _mark(error.problem_mark or error.context_mark)) from None
-    return _Converter(loader, source).document(node)
+    return loader, node
 
 
 def _mark(mark: Any) -> Mark:
@@ -187,11 +217,12 @@ def _syntax_message(error: yaml.MarkedYAMLError) -> str:
     return message
 
 
-class _Converter:
+class Converter:
     """Turns a node graph into data and marks."""
 
-    def __init__(self, loader: _Loader, source: str) -> None:
+    def __init__(self, loader: _Loader, node: yaml.Node | None, source: str) -> None:
         self._loader = loader
+        self._root = node
         self._source = source
         self._keys: dict[Path, Mark] = {}
         self._values: dict[Path, Mark] = {}
@@ -199,8 +230,9 @@ class _Converter:
         self._tags: list[str] = []
         self._nodes = 0
 
-    def document(self, node: yaml.Node | None) -> Document:
-        data = None if node is None else self._convert(node, (), 0)
+    def document(self) -> Document:
+        """The data of the whole document."""
+        data = None if self._root is None else self._convert(self._root, (), 0)
         report = self._report
         return Document(data, report.marks, self._tags, report.problems, report.warnings)
 
@@ -212,6 +244,8 @@ class _Converter:
                 f"the document grows beyond {MAX_NODES} values or {MAX_DEPTH} levels when its aliases are expanded",
                 _mark(node.start_mark),
             )
+        if isinstance(node, AliasNode):
+            return self._alias(node, path, depth)
         is_block = isinstance(node, yaml.CollectionNode) and not node.flow_style
         if not is_block or path not in self._keys:
             self._values[path] = _mark(node.start_mark)
@@ -222,6 +256,11 @@ class _Converter:
             self._check_tag(node, path, "seq")
             return [self._convert(item, (*path, at), depth + 1) for at, item in enumerate(node.value)]
         return self._scalar(node, path)
+
+    def _alias(self, node: AliasNode, path: Path, depth: int) -> Any:
+        data = self._convert(node.target, path, depth)
+        self._values[path] = _mark(node.start_mark)
+        return data
 
     def _check_tag(self, node: yaml.Node, path: Path, *expected: str) -> None:
         if node.tag not in [_STANDARD + kind for kind in expected]:
@@ -259,9 +298,10 @@ class _Converter:
 
     def _merge(self, node: yaml.Node, path: Path, depth: int) -> dict[Any, Any]:
         """The mapping behind a ``<<`` key: ``<<: *base`` or ``<<: [*first, *second]`` (the first wins)."""
+        node = node.target if isinstance(node, AliasNode) else node
         parts = node.value if isinstance(node, yaml.SequenceNode) else [node]
         result: dict[Any, Any] = {}
-        for part in parts:
+        for part in [part.target if isinstance(part, AliasNode) else part for part in parts]:
             if isinstance(part, yaml.MappingNode):
                 result = self._convert(part, path, depth + 1) | result
             else:
@@ -269,6 +309,7 @@ class _Converter:
         return result
 
     def _key(self, node: yaml.Node, path: Path) -> Hashable:
+        node = node.target if isinstance(node, AliasNode) else node
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node, path)  # type: ignore[no-any-return]
         mark = _mark(node.start_mark)

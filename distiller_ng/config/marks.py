@@ -42,6 +42,10 @@ class Marks:
     values: Mapping[Path, Mark] = field(default_factory=lambda: _NO_MARKS)
     start: Mark = NOWHERE
 
+    def written(self, path: Path) -> Path:
+        """The path as the document has it, for a path by which components know a value."""
+        return path
+
     def of_value(self, path: Path) -> Mark:
         """Where the value at ``path`` stands, or else the nearest thing that contains it."""
         for end in range(len(path), 0, -1):

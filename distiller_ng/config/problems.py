@@ -12,10 +12,12 @@ from typing import Any
 from distiller_ng.config.marks import Mark, Marks, Path, format_path
 from distiller_ng.errors import Problem, ScheduleError, ScheduleWarning
 
-__all__ = ["DICT_SOURCE", "Report", "file_problem", "problem", "shown"]
+__all__ = ["DICT_SOURCE", "TEXT_SOURCE", "Report", "file_problem", "problem", "shown"]
 
 #: What stands for the file's name when a schedule was given as a dictionary.
 DICT_SOURCE = "<dict>"
+#: The same, for one given as text.
+TEXT_SOURCE = "<text>"
 _SHOWN = 60
 _PACKAGE_FOLDER = str(FilePath(__file__).parent)
 
@@ -77,6 +79,7 @@ class Report:
         emit(self.warnings)
 
     def _note(self, notes: list[Problem], path: Path, message: str, at_key: bool) -> None:
+        path = self.marks.written(path)
         mark = self.marks.of_key(path) if at_key else self.marks.of_value(path)
         note = problem(self.source, mark, path, message)
         if note not in notes:

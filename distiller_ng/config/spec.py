@@ -11,7 +11,7 @@ from distiller_ng.config.marks import Marks, Path
 from distiller_ng.core.context import Compat
 from distiller_ng.errors import Problem
 
-__all__ = ["TIMING_KEYS", "ComponentSpec", "PolicySpec", "ScheduleSpec"]
+__all__ = ["TIMING_KEYS", "ComponentSpec", "ModifierSpec", "PolicySpec", "RecipeSpec", "ScheduleSpec"]
 
 #: Keys of a policy that say when, in the order they are written.
 TIMING_KEYS = ("epochs", "starting_epoch", "ending_epoch", "frequency", "trigger")
@@ -64,11 +64,45 @@ class PolicySpec:
 
 
 @dataclass(frozen=True, slots=True)
+class ModifierSpec:
+    """One modifier of a recipe with resolved properties; the property ``x`` stands at ``path + ("x",)``.
+
+    ``stage`` is "" in a recipe without stages. ``is_newer``: written without a tag, as the framework that followed
+    SparseML does. ``instance``: section and name of the component it became.
+    """
+
+    tag: str
+    properties: Mapping[str, Any]
+    path: Path
+    group: str = "modifiers"
+    stage: str = ""
+    is_newer: bool = False
+    instance: tuple[str, str] = ("", "")
+
+
+@dataclass(frozen=True, slots=True)
+class RecipeSpec:
+    """What a schedule that came from a recipe keeps of it, in the order in which modifiers act.
+
+    ``metadata`` is by stage, "" for the whole recipe. ``variables``: resolved values.
+    """
+
+    modifiers: tuple[ModifierSpec, ...] = ()
+    metadata: Mapping[str, Any] = field(default_factory=lambda: _EMPTY)
+    variables: Mapping[str, Any] = field(default_factory=lambda: _EMPTY)
+
+    @property
+    def stages(self) -> list[str]:
+        """Names of the stages in order; empty for a recipe without."""
+        return [stage for stage in dict.fromkeys(modifier.stage for modifier in self.modifiers) if stage]
+
+
+@dataclass(frozen=True, slots=True)
 class ScheduleSpec:
     """A whole schedule: definitions and policies in file order, and what is already known to be wrong with them.
 
     ``text`` is the source as it was read (None for a dictionary), for checkpoints and reports. ``compat`` is the
-    scheduler-wide switch for the ancestor's rules.
+    scheduler-wide switch for the ancestor's rules. ``recipe``: the recipe it was, if it was one.
     """
 
     source: str
@@ -79,6 +113,7 @@ class ScheduleSpec:
     warnings: tuple[Problem, ...] = ()
     text: str | None = None
     compat: Compat | None = None
+    recipe: RecipeSpec | None = None
 
     def section(self, name: str) -> Iterator[ComponentSpec]:
         """The definitions of one section, in file order."""

@@ -158,7 +158,11 @@ def _checked_kwargs(lr_class: str, kwargs: Any) -> dict[str, Any]:
     missing = [key for key in _NEEDS[lr_class] if key not in kwargs]
     if missing:
         raise ArgumentError(f"{lr_class} needs {listed(missing)} in lr_kwargs", argument=("lr_kwargs",))
-    return {key: _CHECKS.get(key, _above_zero)(value, key) for key, value in kwargs.items()}
+    checked = {}
+    for key, value in kwargs.items():
+        check: Callable[[Any, str], Any] = _CHECKS.get(key, _above_zero)
+        checked[key] = check(value, key)
+    return checked
 
 
 def _milestones(value: Any, key: str) -> list[float]:

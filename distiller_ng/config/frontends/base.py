@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from distiller_ng.config.spec import ScheduleSpec
 from distiller_ng.registry import Registry
@@ -29,8 +29,8 @@ class Frontend(ABC):
         """Whether this looks like the front end's language; ``path`` is None for text that came from no file."""
 
     @abstractmethod
-    def parse(self, text: str, *, source: str) -> ScheduleSpec:
-        """The spec of ``text``; ``source`` is the file's name for messages.
+    def parse(self, text: str, *, source: str, recipe_args: Any = None) -> ScheduleSpec:
+        """The spec of ``text``; ``source`` is the file's name for messages, ``recipe_args`` are values of variables.
 
         Text that cannot be read at all raises :class:`ScheduleError`; anything else that is wrong goes into the spec's
         ``problems``, so that it is reported together with what later checks find.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from distiller_ng.config.documents import Document, load_document
 from distiller_ng.config.frontends.base import FRONTENDS, Frontend
@@ -14,7 +14,7 @@ from distiller_ng.config.problems import file_problem
 from distiller_ng.config.recognition import RECIPE, describe, is_recipe, recognize
 from distiller_ng.config.spec import ScheduleSpec
 from distiller_ng.config.structure import POLICIES, VERSION, read_spec
-from distiller_ng.errors import ScheduleError, nearest
+from distiller_ng.errors import ArgumentError, ScheduleError, nearest
 
 __all__ = ["ScheduleYaml"]
 
@@ -40,8 +40,14 @@ class ScheduleYaml(Frontend):
         """Everything: what is no schedule is refused by :meth:`parse`, which says what it seems to be."""
         return True
 
-    def parse(self, text: str, *, source: str) -> ScheduleSpec:
-        """The spec of a schedule file; raises :class:`ScheduleError` for what is no schedule."""
+    def parse(self, text: str, *, source: str, recipe_args: Any = None) -> ScheduleSpec:
+        """The spec of a schedule file; raises :class:`ScheduleError` for what is no schedule.
+
+        Schedules have no variables: :class:`ArgumentError` for values of such.
+        """
+        if recipe_args:
+            message = f"{source}: recipe_args are for recipes; a schedule has no variables"
+            raise ArgumentError(message, argument=("recipe_args",))
         try:
             document = load_document(text, source)
         except ScheduleError:
