@@ -18,7 +18,7 @@ from torch import nn
 
 from distiller_ng.data_loggers.collecting import collect_quant_stats
 from distiller_ng.data_loggers.quant_stats_file import load_quant_stats
-from distiller_ng.errors import ArgumentError, DistillerError, listed
+from distiller_ng.errors import ArgumentError, listed
 from distiller_ng.graph.bn_folding import fold_batch_norms
 from distiller_ng.names import unwrap
 from distiller_ng.quantization.post_train import PostTrainLinearQuantizer
@@ -127,7 +127,7 @@ def ptq_coordinate_search(
     logger.info("loss in floating point: %.4f", score(original))
     _collect_missing_stats(quantizer, score)
     keeps_weights = _configure(quantizer)
-    undo = Undo(quantizer.model)
+    undo, best = Undo(quantizer.model), None
     try:
         model = quantizer.prepare_model(dummy_input).eval()
         validate_quantization_settings(quantizer, search_clipping)
@@ -138,10 +138,10 @@ def ptq_coordinate_search(
         search.start()
         wanted = minimizer_arguments(method, maxiter, maxfev if basinhopping else None, len(space), minimizer_kwargs)
         search.run(wanted, basinhopping_niter if basinhopping else None, seed)
-    except DistillerError:
-        undo()
-        raise
-    best = space.set(search.best)
+        best = space.set(search.best)
+    finally:
+        if best is None:
+            undo()
     for _, wrapper in quantizer._wrappers():
         _settle(wrapper, drop_weights=not keeps_weights)
     logger.info("loss after %d evaluations: %.4f", search.evaluations, search.best_score)
