@@ -91,6 +91,7 @@ from distiller_ng.reports import (
     weights_sparsity_summary,
     weights_sparsity_tbl_summary,
 )
+from distiller_ng.reports.sensitivity import perform_sensitivity_analysis, sensitivities_to_csv, sensitivities_to_png
 from distiller_ng.thinning import (
     ThinningPlan,
     ThinningRecipe,
@@ -292,6 +293,7 @@ __all__ = [
     "onnx_name_2_pytorch_name",
     "optimizer_device_name",
     "param_name_2_module_name",
+    "perform_sensitivity_analysis",
     "plan_structures",
     "plan_thinning",
     "policies",
@@ -306,6 +308,8 @@ __all__ = [
     "reports",
     "run_with_exits",
     "scheduler",
+    "sensitivities_to_csv",
+    "sensitivities_to_png",
     "set_deterministic",
     "set_model_input_shape_attr",
     "set_seed",
