@@ -21,14 +21,17 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from distiller_ng.ops.derived import Derived, derive_, original_class, underive_
+from distiller_ng.ops.modules import has_parts
 
 __all__ = [
     "CallListener",
     "FunctionCall",
     "Outside",
     "OwnsCalls",
+    "Unseen",
     "call_kind",
     "function_call",
+    "is_running",
     "may_own_calls",
     "watching_calls",
 ]
@@ -116,7 +119,7 @@ def may_own_calls(module: nn.Module) -> bool:
         return False
     if original_class(type(module)).__module__.startswith(_OWN_PARTS):
         return False
-    return next(module.children(), None) is not None
+    return has_parts(module)
 
 
 def function_call(
@@ -215,16 +218,26 @@ class _SeesCalls(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-class Outside(Derived):
-    """Put before the class of a module whose calls are of no interest: nobody sees what its ``forward`` calls."""
+def is_running(module: nn.Module) -> bool:
+    """Whether it is this module's ``forward`` that runs, and not that of a part of it."""
+    frame = _RUNNING.get()
+    return frame is not None and frame.module is module
+
+
+class Unseen(nn.Module):
+    """Base of modules whose calls are of no interest: nobody sees what is called in them, or in their hooks."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The module's own call: hooks are no part of who called the module."""
+        """As every module's."""
         token = _RUNNING.set(None)
         try:
             return super().__call__(*args, **kwargs)
         finally:
             _RUNNING.reset(token)
+
+
+class Outside(Derived, Unseen):
+    """Put before the class of a module to make its calls ones of no interest."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The module's own ``forward``."""

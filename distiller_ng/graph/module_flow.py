@@ -28,6 +28,7 @@ __all__ = [
     "fold_batch_norm_weights",
     "leaf_modules",
     "observe_module_flow",
+    "undisturbed",
 ]
 
 #: Element-wise non-linearities.
@@ -54,7 +55,7 @@ def observe_module_flow(model: nn.Module, example_inputs: Any) -> ModuleFlow:
     inner = unwrap(model)
     arguments = tuple(example_inputs) if isinstance(example_inputs, list | tuple) else (example_inputs,)
     recorder = FlowRecorder(inner)
-    with _undisturbed(inner), torch.no_grad():
+    with undisturbed(inner), torch.no_grad():
         inner.eval()
         recorder.start()
         try:
@@ -165,8 +166,8 @@ def _traced_follower(model: nn.Module) -> Callable[[str], str | None]:
 
 
 @contextlib.contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Put training modes, buffers and random generators back afterwards."""
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Put the training modes, buffers and random generators of ``model`` back afterwards."""
     modes = {module: module.training for module in model.modules()}
     buffers = [
         (module, name, buffer, buffer.detach().clone())

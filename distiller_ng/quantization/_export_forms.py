@@ -131,9 +131,10 @@ class ExportedWrapper(ExportForm):
     def forward(self, *inputs: Any, **kwargs: Any) -> Any:
         """The module's output."""
         carried: CarriedGrids = self.__dict__["export_carried"]
+        quantizes = all(isinstance(value, Tensor) and value.is_floating_point() for value in inputs)
         values = []
         for index, value in enumerate(inputs):
-            is_free = isinstance(value, Tensor) and not carried.knows(value)
+            is_free = quantizes and not carried.knows(value)
             values.append(self.on_grid(value, f"input{index}") if is_free else value)
         result = self.export_compute(*values, **kwargs)
         if self.fuses_relu:

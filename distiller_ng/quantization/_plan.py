@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from distiller_ng.ops.table import Table
 
@@ -60,8 +61,29 @@ class QuantPlan:
             raise KeyError(module)
         return found
 
+    def with_left(self, reasons: Mapping[str, str]) -> QuantPlan:
+        """The plan with the modules that ``reasons`` names in floating point, each with the reason as its note.
+
+        Names the plan has no row for become rows.
+        """
+        if not reasons:
+            return self
+        known = {row.module for row in self.rows}
+        rows = [
+            replace(row, weights=None, bias=None, activations=None, note=_joined(row.note, reasons[row.module]))
+            if row.module in reasons
+            else row
+            for row in self.rows
+        ]
+        rows += [PlanRow(name, "", None, None, None, "", why) for name, why in reasons.items() if name not in known]
+        return replace(self, rows=tuple(rows))
+
     def __len__(self) -> int:
         return len(self.rows)
 
     def __str__(self) -> str:
         return "\n".join([str(self.table), *(f"warning: {text}" for text in self.warnings)])
+
+
+def _joined(note: str, why: str) -> str:
+    return "; ".join(part for part in (note, f"in floating point: {why}") if part)

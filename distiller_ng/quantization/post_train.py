@@ -17,7 +17,19 @@ from distiller_ng.graph.bn_folding import fold_batch_norms, foldable_pairs
 from distiller_ng.graph.summary_graph import SummaryGraph
 from distiller_ng.names import canonical_name
 from distiller_ng.ops.linear_quantization import LinearQuantMode
-from distiller_ng.quantization._configuration import constructor_arguments
+from distiller_ng.quantization._configuration import constructor_arguments, quantization_of
+from distiller_ng.quantization._functions import (
+    Functions,
+    attach_functions_,
+    functions_called,
+    functions_in_stats,
+    isolate_,
+    possible_functions,
+    release_,
+    shown_functions,
+)
+from distiller_ng.quantization._plan import QuantPlan
+from distiller_ng.quantization._planning import Planner
 from distiller_ng.quantization._replacement import ReplaceFn
 from distiller_ng.quantization.base import QUANTIZERS, Quantizer
 from distiller_ng.quantization.ptq_arguments import quantizer_from_args
@@ -31,7 +43,7 @@ from distiller_ng.quantization.ptq_fusion import (
 from distiller_ng.quantization.ptq_layout import dummy_input_of, layout_of, stats_of
 from distiller_ng.quantization.ptq_older_order import older_order
 from distiller_ng.quantization.ptq_parameters import LinearQuantParameters
-from distiller_ng.quantization.ptq_replacing import WrapperFactory, is_wrappable, needs_no_statistics
+from distiller_ng.quantization.ptq_replacing import NO_STATISTICS, WrapperFactory, is_wrappable, needs_no_statistics
 from distiller_ng.quantization.ptq_settings import Clip, Mode, ModuleQuantMode, QuantSettings, parse_clip
 from distiller_ng.quantization.ptq_undo import Undo, leave_fast_paths_
 from distiller_ng.quantization.quant_params import ClipMode
@@ -127,8 +139,10 @@ class PostTrainLinearQuantizer(LinearQuantParameters, Quantizer):
         }
         self._factory = WrapperFactory(defaults, bits_accum)
         self.model_activation_stats: dict[str, dict[str, Any]] | None = None
+        self._functions: Functions = {}
         if model_activation_stats is not None and isinstance(model, nn.Module):
             self.model_activation_stats = load_quant_stats(model_activation_stats, model)
+            self._functions = functions_in_stats(model, self.model_activation_stats)
         super().__init__(model, None, bits_activations, bits_parameters, bits_accum, overrides)
 
     @classmethod
@@ -140,6 +154,28 @@ class PostTrainLinearQuantizer(LinearQuantParameters, Quantizer):
         return quantizer_from_args(cls, model, args)
 
     # -- plan ----------------------------------------------------------------------------------------------------------
+
+    def _assign_overrides(self) -> Planner:
+        """Functions that the statistics name are there to be matched; without statistics, any that may exist."""
+        if self.model_activation_stats is not None:
+            with shown_functions(self.model, self._functions):
+                return super()._assign_overrides()
+        possible = possible_functions(self.model, self._overrides.settings)
+        with shown_functions(self.model, possible):
+            planner = super()._assign_overrides()
+        for name in possible:
+            del self.module_qbits_map[name], self.module_overrides_map[name]
+        return planner
+
+    def plan(self, model: nn.Module | None = None) -> QuantPlan:
+        """As every quantizer's; functions that the model calls are among the modules, as far as they are known.
+
+        Those are the ones that the statistics name; once the model is prepared, all. What stays in floating point has
+        a note that says why.
+        """
+        with shown_functions(self.model, self._functions):
+            plan = super().plan(model)
+        return plan.with_left(self._factory.left)
 
     @property
     def quantizes_parameters(self) -> bool:
@@ -203,11 +239,25 @@ class PostTrainLinearQuantizer(LinearQuantParameters, Quantizer):
         if not self.is_prepared:
             self.layout = layout_of(dummy_input, stats)
         try:
+            if not self.is_prepared and quantization_of(self.model) is None:
+                self._attach_functions(dummy_input)
             return super().prepare_model(dummy_input)
         except BaseException:
             undo()
             self.model_activation_stats, self.layout = stats, layout
             raise
+
+    def _attach_functions(self, dummy_input: Any) -> None:
+        """Make the functions that the model calls its modules, with the bits and settings that overrides give them."""
+        if dummy_input is not None:
+            self._functions = {**self._functions, **functions_called(self.model, dummy_input)}
+        attach_functions_(self.model, self._functions)
+        self._planner = planner = Planner.of(self.model, self._overrides)
+        for name, module in self._functions.items():
+            key = planner.rules.get(name)
+            bits, rest = ({}, {}) if key is None else self._split(key, self.overrides[key])
+            self._add_qbits_entry(name, module, self.default_qbits._replace(**bits))
+            self.module_overrides_map[name] = dict(rest)
 
     def _cannot_be_traced(self) -> bool:
         modules = self.model.modules()
@@ -225,6 +275,10 @@ class PostTrainLinearQuantizer(LinearQuantParameters, Quantizer):
         if pairs:
             adjacency = SummaryGraph(self.model, dummy_input).adjacency_map()
         self.adjacency_map = adjacency
+        release_(self.model)
+        computed = {canonical_name(entry.module) for entry in adjacency.values()}
+        self._factory.constant = {name for name in map(canonical_name, self._functions) if name not in computed}
+        self._factory.left.update(dict.fromkeys(functional_operations(self.model, adjacency), "not a module"))
         if stats is None:
             return
         fold_statistics_(stats, [(canonical_name(layer), canonical_name(norm)) for layer, norm in pairs])
@@ -233,14 +287,6 @@ class PostTrainLinearQuantizer(LinearQuantParameters, Quantizer):
         self._factory.fused = {
             fusion.follower: fusion.producer for fusion in found if fusion.follower and self._takes_relu(fusion)
         }
-        functional = functional_operations(self.model, adjacency)
-        if functional and self.default_qbits.acts is not None:
-            warnings.warn(
-                f"operations that are no modules stay in floating point: {listed(functional, limit=6)}. Write them as "
-                "modules (distiller_ng.modules.EltwiseAdd, Concat, Matmul, ...) to quantize them",
-                ScheduleWarning,
-                stacklevel=5,
-            )
 
     def _takes_relu(self, fusion: Fusion) -> bool:
         """Whether the producer becomes a wrapper that can do what the ``nn.ReLU`` module behind it does."""
@@ -260,10 +306,13 @@ class PostTrainLinearQuantizer(LinearQuantParameters, Quantizer):
 
     def _quantize_flows(self) -> None:
         leave_fast_paths_(self.model)
-        if self._factory.skipped:
+        if self._functions:
+            isolate_(self.model)
+        missing = [name for name, why in self._factory.left.items() if why == NO_STATISTICS]
+        if missing:
             warnings.warn(
-                f"no statistics of {listed(self._factory.skipped, limit=4)}, which stay in floating point: they did "
-                "not run during calibration",
+                f"no statistics of {listed(missing, limit=4)}, which stay in floating point: they did not run during "
+                "calibration, or the statistics are of a version that did not collect those of functions",
                 ScheduleWarning,
                 stacklevel=5,
             )

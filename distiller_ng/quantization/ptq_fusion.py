@@ -113,11 +113,11 @@ def fold_statistics_(stats: dict[str, dict[str, Any]], pairs: list[tuple[str, st
 
 
 def functional_operations(model: nn.Module, adjacency: Mapping[str, AdjacentsEntry]) -> list[str]:
-    """``name (type)`` of arithmetic that belongs to no module of its own, which only tracing sees."""
+    """``name (type)`` of arithmetic that belongs to no module of its own, nor to attention, which only tracing sees."""
     leaves = {
         canonical_name(name)
         for name, module in model.named_modules(remove_duplicate=False)
-        if name and not any(module.children())
+        if name and (isinstance(module, nn.MultiheadAttention) or next(module.children(), None) is None)
     }
     return [
         f"{name} ({entry.op_meta.type})"

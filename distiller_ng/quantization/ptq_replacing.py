@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from distiller_ng.errors import ArgumentError
+from distiller_ng.modules.functional import FunctionModule
 from distiller_ng.names import canonical_name
 from distiller_ng.ops.modules import has_parts
 from distiller_ng.quantization._weights import is_quantizable, why_not_quantizable
@@ -30,13 +31,17 @@ from distiller_ng.quantization.range_linear_fake import (
 from distiller_ng.quantization.range_linear_output import OutputGrid, is_called
 from distiller_ng.quantization.range_linear_params import RangeLinearQuantParamLayerWrapper
 
-__all__ = ["WrapperFactory", "is_wrappable", "needs_no_statistics"]
+__all__ = ["NO_STATISTICS", "WrapperFactory", "is_wrappable", "needs_no_statistics"]
 
 _COMBINING = {
     "Concat": RangeLinearQuantConcatWrapper,
     "EltwiseAdd": RangeLinearQuantEltwiseAddWrapper,
     "EltwiseMult": RangeLinearQuantEltwiseMultWrapper,
 }
+#: Why a module stays in floating point that calibration did not see.
+NO_STATISTICS = "no statistics: it did not run during calibration"
+#: Attention masks add -10000 or the lowest number there is; no grid has room for scores besides these.
+_MASKED = -5000.0
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 _SETTINGS = (
     *("mode", "per_channel_wts", "clip_acts", "clip_n_stds", "clip_half_range", "scale_approx_mult_bits"),
@@ -60,14 +65,16 @@ class WrapperFactory:
     """A replacement function; called with a module, its name, the bits and an override's settings.
 
     ``defaults`` hold for settings an override does not give; ``stats`` are the calibration statistics, or None.
-    ``fused`` maps the name of a ReLU to the producer that takes it over.
+    ``fused`` maps the name of a ReLU to the producer that takes it over; ``constant`` names functions of parameters
+    alone. ``left`` says of what stays in floating point why.
     """
 
     defaults: dict[str, Any]
     num_bits_accum: int
     stats: dict[str, dict[str, Any]] | None = None
     fused: dict[str, str] = field(default_factory=dict)
-    skipped: list[str] = field(default_factory=list)
+    left: dict[str, str] = field(default_factory=dict)
+    constant: set[str] = field(default_factory=set)
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -87,12 +94,16 @@ class WrapperFactory:
     def _made(self, module: nn.Module, name: str, bits: QBits, settings: dict[str, Any]) -> nn.Module:
         if name in self.fused:
             return nn.Identity()
+        why = self._why_left(module, name)
+        if why:
+            self.left[name] = why
+            return module
         fpq = precision_of(16 if settings.get("fp16") else settings["fpq_module"])
         if fpq is not None and not settings["fake"]:
             return FPWrapper(module, fpq)
         entry = self._entry(module, name, bits)
         if entry is None and self.stats is not None and bits.acts is not None and not isinstance(module, nn.Embedding):
-            self.skipped.append(name)
+            self.left[name] = NO_STATISTICS
             return module
         if name in self.fused.values():
             settings["clip_half_range"] = True
@@ -100,6 +111,15 @@ class WrapperFactory:
         if name in self.fused.values() and isinstance(wrapper, OutputGrid):
             wrapper.fuses_relu = True
         return wrapper
+
+    def _why_left(self, module: nn.Module, name: str) -> str:
+        """Why a function stays as it is; empty for everything else."""
+        if not isinstance(module, FunctionModule):
+            return ""
+        if name in self.constant:
+            return "computed from parameters and constants alone"
+        lowest = (self.stats or {}).get(name, {}).get("output", {}).get("min", 0.0)
+        return f"values down to {lowest:g} look like a mask's" if lowest <= _MASKED else ""
 
     def _entry(self, module: nn.Module, name: str, bits: QBits) -> dict[str, Any] | None:
         entry = (self.stats or {}).get(name)
@@ -124,10 +144,10 @@ class WrapperFactory:
         if bits.acts is None:
             return module
         if not as_fake:
-            if is_called(module, "Matmul", "BatchMatmul"):
+            if is_called(module, "Matmul", "BatchMatmul") and getattr(module, "combines_tensors", True):
                 return RangeLinearQuantMatmulWrapper(module, bits.acts, self.num_bits_accum, mode, **output, **inputs)
             for kind, wrapper in _COMBINING.items():
-                if is_called(module, kind):
+                if is_called(module, kind) and getattr(module, "combines_tensors", True):
                     return wrapper(module, bits.acts, mode, **output, **inputs)
         return RangeLinearFakeQuantWrapper(
             module, bits.acts, mode, fpq_module=fpq, make_identity=bool(settings["make_identity"]), **output

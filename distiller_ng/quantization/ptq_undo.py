@@ -8,7 +8,7 @@ from torch import Tensor, nn
 __all__ = ["Undo", "leave_fast_paths_"]
 
 # What preparing a model sets on modules that stay.
-_ATTRIBUTES = ("fused_modules", "activation_relu_or_gelu", "use_nested_tensor")
+_ATTRIBUTES = ("fused_modules", "activation_relu_or_gelu", "use_nested_tensor", "function_names")
 
 
 def leave_fast_paths_(model: nn.Module) -> None:
@@ -21,7 +21,7 @@ def leave_fast_paths_(model: nn.Module) -> None:
 
 
 class Undo:
-    """Remembers a model's modules, parameters, buffers and modes; calling it puts all back.
+    """Remembers a model's modules, their classes, parameters, buffers and modes; calling it puts all back.
 
     Values are copied of all parameters but embeddings', which nothing is folded into. A layer that was replaced is in
     the model again.
@@ -29,9 +29,10 @@ class Undo:
 
     def __init__(self, model: nn.Module) -> None:
         self._state = [
-            (module, dict(module._modules), dict(module._parameters), dict(module._buffers), module.training)
+            (module, type(module), dict(module._modules), dict(module._parameters), dict(module._buffers))
             for module in model.modules()
         ]
+        self._modes = [(module, module.training) for module in model.modules()]
         self._attributes = [
             (module, {name: module.__dict__[name] for name in _ATTRIBUTES if name in module.__dict__})
             for module in model.modules()
@@ -47,13 +48,15 @@ class Undo:
     @torch.no_grad()
     def __call__(self) -> None:
         """Put everything back."""
-        for module, modules, parameters, buffers, training in self._state:
+        for module, kind, modules, parameters, buffers in self._state:
+            module.__class__ = kind
             module._modules.clear()
             module._modules.update(modules)
             module._parameters.clear()
             module._parameters.update(parameters)
             module._buffers.clear()
             module._buffers.update(buffers)
+        for module, training in self._modes:
             module.training = training
         for parameter, value in self._values.items():
             if not torch.equal(parameter, value):

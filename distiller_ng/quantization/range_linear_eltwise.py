@@ -78,9 +78,11 @@ class RangeLinearQuantConcatWrapper(_Combining):
 
     wraps: ClassVar[tuple[str, ...]] = ("Concat",)
 
-    def quantized_forward(self, inputs_q: list[Tensor], grids: list[TensorQuantMetadata]) -> tuple[Tensor, Tensor]:
+    def quantized_forward(
+        self, inputs_q: list[Tensor], grids: list[TensorQuantMetadata], **settings: Any
+    ) -> tuple[Tensor, Tensor]:
         """The joined integers, in steps of the output."""
-        accum: Tensor = self.wrapped_module(*self._rescaled(inputs_q, grids))
+        accum: Tensor = self.wrapped_module(*self._rescaled(inputs_q, grids), **settings)
         return accum, self.output_scale
 
 
@@ -93,9 +95,11 @@ class RangeLinearQuantEltwiseAddWrapper(_Combining):
 
     wraps: ClassVar[tuple[str, ...]] = ("EltwiseAdd",)
 
-    def quantized_forward(self, inputs_q: list[Tensor], grids: list[TensorQuantMetadata]) -> tuple[Tensor, Tensor]:
+    def quantized_forward(
+        self, inputs_q: list[Tensor], grids: list[TensorQuantMetadata], **settings: Any
+    ) -> tuple[Tensor, Tensor]:
         """The sum, in steps of the output."""
-        accum: Tensor = self.wrapped_module(*self._rescaled(inputs_q, grids))
+        accum: Tensor = self.wrapped_module(*self._rescaled(inputs_q, grids), **settings)
         return accum, self.output_scale
 
 
@@ -107,9 +111,11 @@ class RangeLinearQuantEltwiseMultWrapper(_Combining):
 
     wraps: ClassVar[tuple[str, ...]] = ("EltwiseMult",)
 
-    def quantized_forward(self, inputs_q: list[Tensor], grids: list[TensorQuantMetadata]) -> tuple[Tensor, Tensor]:
+    def quantized_forward(
+        self, inputs_q: list[Tensor], grids: list[TensorQuantMetadata], **settings: Any
+    ) -> tuple[Tensor, Tensor]:
         """The product of the integers, and that of the scales."""
-        return _product(self.wrapped_module, inputs_q, grids)
+        return _product(self.wrapped_module, inputs_q, grids, settings)
 
 
 class RangeLinearQuantMatmulWrapper(RangeLinearQuantWrapper):
@@ -152,14 +158,18 @@ class RangeLinearQuantMatmulWrapper(RangeLinearQuantWrapper):
             quantize_inputs=quantize_inputs,
         )
 
-    def quantized_forward(self, inputs_q: list[Tensor], grids: list[TensorQuantMetadata]) -> tuple[Tensor, Tensor]:
+    def quantized_forward(
+        self, inputs_q: list[Tensor], grids: list[TensorQuantMetadata], **settings: Any
+    ) -> tuple[Tensor, Tensor]:
         """The product of the integers, and that of the scales."""
-        return _product(self.wrapped_module, inputs_q, grids)
+        return _product(self.wrapped_module, inputs_q, grids, settings)
 
 
-def _product(module: nn.Module, inputs_q: list[Tensor], grids: list[TensorQuantMetadata]) -> tuple[Tensor, Tensor]:
+def _product(
+    module: nn.Module, inputs_q: list[Tensor], grids: list[TensorQuantMetadata], settings: Mapping[str, Any]
+) -> tuple[Tensor, Tensor]:
     scale = torch.ones_like(grids[0].scale)
     for grid in grids:
         scale = scale * grid.scale
-    accum: Tensor = module(*(x_q + grid.zero_point for x_q, grid in zip(inputs_q, grids, strict=True)))
+    accum: Tensor = module(*(x_q + grid.zero_point for x_q, grid in zip(inputs_q, grids, strict=True)), **settings)
     return accum, scale

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from distiller_ng.errors import ArgumentError
+from distiller_ng.graph.functional_calls import Unseen
 from distiller_ng.ops.linear_quantization import LinearQuantMode
 from distiller_ng.quantization.ptq_settings import (
     Clip,
@@ -38,7 +39,7 @@ def precision_of(fpq_module: Any, *, argument: tuple[str | int, ...] = ("fpq_mod
     return value
 
 
-class FPWrapper(nn.Module):
+class FPWrapper(Unseen):
     """A module that computes in 16, 32 or 64 bit floating point.
 
     ``convert_input`` converts tensors on the way in, ``return_fp32`` on the way out (nested lists, tuples and mappings

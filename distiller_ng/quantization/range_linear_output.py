@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from distiller_ng.errors import ArgumentError, CalibrationError, LifecycleError, did_you_mean
+from distiller_ng.graph.functional_calls import Unseen
 from distiller_ng.ops.linear_quantization import LinearQuantMode, check_bits
 from distiller_ng.quantization.ptq_settings import (
     QuantSettings,
@@ -29,7 +30,7 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return dtype if dtype is torch.float64 else torch.float32
 
 
-class OutputGrid(nn.Module):
+class OutputGrid(Unseen):
     """A wrapper whose output lies on a grid, known from statistics (``preset_act_stats``) or found in each batch.
 
     Buffers: ``output_scale`` and ``output_zero_point`` ``[1]`` where the grid is known, ``force_readjust`` and
@@ -72,6 +73,16 @@ class OutputGrid(nn.Module):
             scale, zero_point = settings.of_stats(activation_stats["output"], scale_approx_mult_bits)
             self.register_buffer("output_scale", scale)
             self.register_buffer("output_zero_point", zero_point)
+
+    def __getattr__(self, name: str) -> Any:
+        """Attributes of the wrapped module: models ask their layers for sizes and dtypes."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            wrapped = self.__dict__.get("_modules", {}).get("wrapped_module")
+            if wrapped is None or name.startswith("_"):
+                raise
+            return getattr(wrapped, name)
 
     def check_eval(self) -> None:
         """Raise :class:`LifecycleError` (a ``RuntimeError``) in training mode."""

@@ -130,6 +130,14 @@ class RangeLinearQuantParamLayerWrapper(RangeLinearQuantWrapper):
         """Whether the layer computes with integers; else its weights alone are quantized."""
         return self.output_quant_settings.num_bits is not None
 
+    @property
+    def weight(self) -> Tensor:
+        """The values that the integers stand for: what a model that reads its layer's weight computes with."""
+        held: Tensor = self.wrapped_module.weight  # type: ignore[assignment]
+        if "w_scale" not in self._buffers or not self.quantizes_activations:
+            return held
+        return (held / self.w_scale).to(self._weight_dtype)
+
     def _on_grid(self, weight: Tensor) -> Tensor:
         """``w_q + z_w``, or the values those stand for when activations stay in floating point."""
         low, high = self.wts_quant_settings.q_range
@@ -183,14 +191,16 @@ class RangeLinearQuantParamLayerWrapper(RangeLinearQuantWrapper):
 
     # -- forward ------------------------------------------------------------------------------------------
 
-    def forward(self, *inputs: Tensor) -> Tensor:
+    def forward(self, *inputs: Any, **settings: Any) -> Tensor:
         """The layer's output for one input; see the class."""
         self.check_eval()
         if bool(self.force_readjust):
             self._readjust()
-        return super().forward(*inputs)
+        return super().forward(*inputs, **settings)
 
-    def quantized_forward(self, inputs_q: list[Tensor], grids: list[TensorQuantMetadata]) -> tuple[Tensor, Tensor]:
+    def quantized_forward(
+        self, inputs_q: list[Tensor], grids: list[TensorQuantMetadata], **settings: Any
+    ) -> tuple[Tensor, Tensor]:
         """``(x_q + z_x) * (w_q + z_w) + b_q``, and ``s_x * s_w`` shaped to divide it."""
         (x_q,), (grid,) = inputs_q, grids
         values = x_q + grid.zero_point
@@ -202,7 +212,7 @@ class RangeLinearQuantParamLayerWrapper(RangeLinearQuantWrapper):
         if self.has_bias:
             channels = self.wrapped_module.bias.numel()  # type: ignore[operator]
             parameters["bias"] = self._bias_on(accum_scale.expand(channels)).to(dtype)
-        accum: Tensor = functional_call(self.wrapped_module, parameters, (values.to(dtype),))
+        accum: Tensor = functional_call(self.wrapped_module, parameters, (values.to(dtype),), settings)
         if accum_scale.numel() > 1:
             dims: int = self.wrapped_module.weight.dim()  # type: ignore[operator]
             after = 0 if isinstance(self.wrapped_module, nn.Linear) else dims - 2

@@ -7,7 +7,7 @@ Distiller's convention: ``x_q = round(s_x * x - z_x)``, so ``x = (x_q + z_x) / s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -100,21 +100,21 @@ class RangeLinearQuantWrapper(OutputGrid):
                 argument=("wrapped_module",),
             )
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        """The module's output on the grid of its output, marked with metadata; the inputs' dtype."""
+    def forward(self, *inputs: Any, **settings: Any) -> Tensor:
+        """The module's output on the grid of its output, marked with metadata; the inputs' dtype.
+
+        ``settings`` are passed to the module. Where an input is no floating point tensor, the module computes in
+        floating point, and its output is put on the grid.
+        """
         self.check_eval()
         if self.output_quant_settings.num_bits is None:
-            return self.unquantized_forward(*inputs)
-        dtype = inputs[0].dtype
-        grids = [self._grid_of(index, value) for index, value in enumerate(inputs)]
-        integers = []
-        for value, grid in zip(inputs, grids, strict=True):
-            plain = value.detach().as_subclass(Tensor).to(compute_dtype(value.dtype))
-            integers.append(plain if grid is None else linear_quantize_clamp_with_metadata(plain, grid))
-        one = torch.ones(1, device=inputs[0].device)
-        known = [TensorQuantMetadata(one, one - 1, 0, 0) if grid is None else grid for grid in grids]
-        accum, accum_scale = self.quantized_forward(integers, known)
-        accum = clamp(accum, self.accum_min_q_val, self.accum_max_q_val)
+            return self.unquantized_forward(*inputs, **settings)
+        dtype = next((value.dtype for value in inputs if _is_floating(value)), torch.float32)
+        if all(_is_floating(value) for value in inputs):
+            accum, accum_scale = self._accumulated(inputs, settings)
+        else:
+            accum = self.wrapped_module(*inputs, **settings).to(compute_dtype(dtype))
+            accum_scale = torch.ones(1, device=accum.device)
         if self.fuses_relu:
             accum = accum.clamp(min=0)
         output = self.output_grid(accum / accum_scale)
@@ -124,13 +124,25 @@ class RangeLinearQuantWrapper(OutputGrid):
         result = linear_dequantize(out_q, output.scale, output.zero_point).to(dtype)
         return with_metadata(result, output)
 
-    def unquantized_forward(self, *inputs: Tensor) -> Tensor:
+    def _accumulated(self, inputs: Sequence[Tensor], settings: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """The accumulator, as far as its bits hold it, and its scale."""
+        grids = [self._grid_of(index, value) for index, value in enumerate(inputs)]
+        integers = []
+        for value, grid in zip(inputs, grids, strict=True):
+            plain = value.detach().as_subclass(Tensor).to(compute_dtype(value.dtype))
+            integers.append(plain if grid is None else linear_quantize_clamp_with_metadata(plain, grid))
+        one = torch.ones(1, device=inputs[0].device)
+        known = [TensorQuantMetadata(one, one - 1, 0, 0) if grid is None else grid for grid in grids]
+        accum, accum_scale = self.quantized_forward(integers, known, **settings)
+        return clamp(accum, self.accum_min_q_val, self.accum_max_q_val), accum_scale
+
+    def unquantized_forward(self, *inputs: Any, **settings: Any) -> Tensor:
         """What is computed when activations are not quantized."""
-        result: Tensor = self.wrapped_module(*inputs)
+        result: Tensor = self.wrapped_module(*inputs, **settings)
         return result
 
     def quantized_forward(
-        self, inputs_q: list[Tensor], grids: list[TensorQuantMetadata]
+        self, inputs_q: list[Tensor], grids: list[TensorQuantMetadata], **settings: Any
     ) -> tuple[Tensor, Tensor]:  # pragma: no cover - the base wraps nothing
         """The accumulator and its scale (how many steps make 1.0), from integer inputs on their grids."""
         raise ArgumentError(f"{type(self).__name__} defines no quantized_forward: use one of its subclasses")
@@ -191,6 +203,10 @@ class RangeLinearQuantWrapper(OutputGrid):
     def _fallback(self) -> QuantSettings:
         output = self.output_quant_settings
         return QuantSettings(output.num_bits, output.quant_mode, output.clip_mode, output.clip_n_stds)
+
+
+def _is_floating(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def _moved(grid: TensorQuantMetadata, device: torch.device) -> TensorQuantMetadata:

@@ -379,9 +379,9 @@ def test_statistics_of_another_model_and_missing_dummy_input():
         PostTrainLinearQuantizer(model).prepare_model()
 
 
-def test_operations_that_are_no_modules_are_named():
+def test_functions_that_older_statistics_do_not_have_are_named():
     model = SplitActs("relu", "tanh")
-    with pytest.warns(ScheduleWarning, match="Add"):
+    with pytest.warns(ScheduleWarning, match="no statistics of chunk, add"):
         PostTrainLinearQuantizer(model, model_activation_stats=made_up_stats(model)).prepare_model(torch.randn(4, 10))
 
 
