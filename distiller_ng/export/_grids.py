@@ -11,12 +11,12 @@ from distiller_ng.export._constants import Constants
 from distiller_ng.export._dequantize import DEQUANTIZE, FAKE_QUANTIZE
 from distiller_ng.ops.linear_quantization import QuantizationParameters
 
-__all__ = ["Grids", "bits_of", "same_grid"]
+__all__ = ["MOVING", "Grids", "bits_of", "same_grid"]
 
 _aten = torch.ops.aten
 
 #: Operators whose results are values of their first argument.
-_MOVING = {
+MOVING = {
     *(_aten.view.default, _aten.reshape.default, _aten._unsafe_view.default, _aten.flatten.using_ints),
     *(_aten.permute.default, _aten.transpose.int, _aten.t.default, _aten.movedim.int, _aten.unflatten.int),
     *(_aten.squeeze.default, _aten.squeeze.dim, _aten.squeeze.dims, _aten.unsqueeze.default, _aten.expand.default),
@@ -25,6 +25,7 @@ _MOVING = {
     *(_aten.split.Tensor, _aten.split_with_sizes.default, _aten.chunk.default, _aten.unbind.int),
     *(_aten.max_pool1d.default, _aten.max_pool2d.default, _aten.max_pool3d.default),
     *(_aten.max_pool2d_with_indices.default, _aten.max_pool3d_with_indices.default),
+    *(_aten.amax.default, _aten.amin.default, _aten.max.dim, _aten.min.dim),
     *(_aten.pixel_shuffle.default, _aten.upsample_nearest1d.vec, _aten.upsample_nearest2d.vec, _aten.flip.default),
 }
 #: Those that add zeros.
@@ -61,7 +62,7 @@ class Grids:
     def _follow(self, node: fx.Node) -> QuantizationParameters | None:
         if node.target in (FAKE_QUANTIZE, DEQUANTIZE):
             return self.written(node)
-        if node.target in _MOVING or getattr(node.target, "__name__", "") == "getitem":
+        if node.target in MOVING or getattr(node.target, "__name__", "") == "getitem":
             return self._per_tensor(node.args[0])
         if node.target in _WITH_ZEROS:
             grid = self._per_tensor(node.args[0])

@@ -8,12 +8,18 @@ import torch
 from torch import Tensor, fx
 
 from distiller_ng.export._dequantize import DEQUANTIZE, FAKE_QUANTIZE
-from distiller_ng.export._grids import bits_of
+from distiller_ng.export._grids import MOVING, bits_of
 from distiller_ng.export._weights import CONVOLUTIONS, LINEAR, TRANSPOSED, integer_weight
 from distiller_ng.export.quantized_graph import QuantizedGraph
 from distiller_ng.ops.linear_quantization import QuantizationParameters
 
-__all__ = ["choose_activation_type_", "flatten_linear_", "integer_biases_", "reduce_weight_range_"]
+__all__ = [
+    "choose_activation_type_",
+    "flatten_linear_",
+    "integer_biases_",
+    "reduce_weight_range_",
+    "repeat_grids_",
+]
 
 _aten = torch.ops.aten
 _TYPES = {torch.int8: (-128, torch.uint8), torch.uint8: (128, torch.int8)}
@@ -30,6 +36,8 @@ def choose_activation_type_(graph: QuantizedGraph, wanted: torch.dtype) -> None:
         if grid.zero_point.dtype == wanted:
             continue
         shift = 128 if wanted == torch.uint8 else -128
+        if grid.qmin >= 0 and grid.qmax <= 127:  # both types hold it; saturation then cuts at 0 for nothing
+            shift = 0
         moved = (grid.zero_point.to(torch.int32) + shift).to(wanted)
         zero = graph.constants.add(f"{node.name}_zero_point", moved, node)
         node.args = (node.args[0], node.args[1], zero, None, grid.qmin + shift, grid.qmax + shift)
@@ -57,49 +65,96 @@ def reduce_weight_range_(graph: QuantizedGraph) -> None:
         layer.replace_input_with(weight, new)
 
 
-def integer_biases_(graph: QuantizedGraph) -> None:
-    """Biases of layers with integer inputs and weights become int32 in steps of input scale times weight scale."""
+def integer_biases_(graph: QuantizedGraph, *, largest: int = 127) -> None:
+    """Biases of layers with integer kernels become int32, in steps of input scale times weight scale.
+
+    Weights of few bits are stored as larger integers of a smaller scale for that, or the steps would be too coarse; and
+    where a bias is so large that it would not fit, the weights get a larger scale. ``largest``: of the stored integers.
+    """
     for layer in _layers(graph):
         if layer.target in TRANSPOSED or len(layer.args) < 3 or layer.args[2] is None:
             continue
+        if layer.target in CONVOLUTIONS and not all(user.target is FAKE_QUANTIZE for user in layer.users):
+            continue  # computes in floating point, where the bias is better left there
         inputs, weight = graph.grids.of(layer.args[0]), layer.args[1]
         if inputs is None or bits_of(inputs) > 8 or not isinstance(weight, fx.Node) or weight.target is not DEQUANTIZE:
             continue
         bias, grid = graph.constants.tensor(layer.args[2]), graph.grids.written(weight)
-        if bias is None or grid is None or bits_of(grid) > 8 or grid.axis not in (None, 0):
+        integers = graph.constants.tensor(weight.args[0])
+        if bias is None or grid is None or integers is None or bits_of(grid) > 8 or grid.axis not in (None, 0):
             continue
-        _fit_bias(graph, layer, weight, bias, inputs)
+        fitted, fine = _fit(integers, grid, bias.double(), float(inputs.scale), largest)
+        if fitted is not integers:
+            layer.replace_input_with(weight, integer_weight(graph.constants, f"{weight.name}_fit", fitted, fine, layer))
+        _store_bias(graph, layer, bias, inputs, fine)
 
 
-def _fit_bias(
-    graph: QuantizedGraph, layer: fx.Node, weight: fx.Node, bias: Tensor, inputs: QuantizationParameters
+def _fit(
+    integers: Tensor, grid: QuantizationParameters, bias: Tensor, step: float, most: int
+) -> tuple[Tensor, QuantizationParameters]:
+    """The weight with scales that suit the bias; the same objects where they do already."""
+    scale, zero = grid.scale.double().reshape(-1), grid.zero_point.reshape(-1)
+    largest = int(integers.to(torch.int32).abs().max()) if integers.numel() else 127
+    stretch = most // max(largest, 1)
+    if grid.zero_point.dtype == torch.int8 and not bool(zero.any()) and stretch > 1:
+        integers = (integers.to(torch.int32) * stretch).to(integers.dtype)
+        scale = scale / stretch
+        grid = QuantizationParameters(scale.float().reshape(grid.scale.shape), grid.zero_point, -most, most, grid.axis)
+    smallest = bias.abs() / (_BIAS_LIMIT * step)
+    if not bool((scale.expand_as(smallest) < smallest).any()):
+        return integers, grid
+    # Next to such a bias the products are nothing: coarser integers lose nothing that shows.
+    coarse = torch.maximum(scale.expand_as(smallest), smallest)
+    zero = zero.expand(coarse.numel()).contiguous()
+    offset = _along(zero.double(), integers, 0)
+    moved = (integers.double() - offset) * _along(scale.expand_as(smallest) / coarse, integers, 0)
+    wide = QuantizationParameters(coarse.float(), zero, grid.qmin, grid.qmax, 0)
+    return torch.round(moved + offset).to(integers.dtype), wide
+
+
+def _store_bias(
+    graph: QuantizedGraph, layer: fx.Node, bias: Tensor, inputs: QuantizationParameters, weight: QuantizationParameters
 ) -> None:
-    grid = graph.grids.written(weight)
-    integers = graph.constants.tensor(weight.args[0])
-    if grid is None or integers is None:
-        return
-    step = float(inputs.scale)
-    smallest = bias.double().abs() / (_BIAS_LIMIT * step)  # weight scales below would overflow the bias
-    scale = grid.scale.double().reshape(-1)
-    if bool((scale.expand_as(smallest) < smallest).any()):
-        # Next to such a bias the products are nothing: coarser integers lose nothing that shows.
-        coarse = torch.maximum(scale.expand_as(smallest), smallest)
-        zero = grid.zero_point.reshape(-1).expand_as(coarse.to(grid.zero_point.dtype))
-        offset = _along(zero.double(), integers, 0)
-        moved = (integers.double() - offset) * _along(scale.expand_as(smallest) / coarse, integers, 0)
-        grid = QuantizationParameters(coarse.float(), zero, grid.qmin, grid.qmax, 0)
-        fitted = torch.round(moved + offset).to(integers.dtype)
-        layer.replace_input_with(weight, integer_weight(graph.constants, f"{weight.name}_fit", fitted, grid, layer))
-        scale = coarse
     # The product in float32, as runtimes compute it.
-    product = inputs.scale.float().reshape(-1) * scale.float()
+    product = inputs.scale.float().reshape(-1) * weight.scale.float().reshape(-1)
     rounded = torch.round(bias.double() / product.double()).to(torch.int32)
     zeros = torch.zeros_like(product, dtype=torch.int32)
     axis = 0 if product.numel() > 1 else None
     params = QuantizationParameters(product, zeros, -(2**31), 2**31 - 1, axis)
     name = str(layer.args[2].target) if isinstance(layer.args[2], fx.Node) else f"{layer.name}_bias"
-    node = integer_weight(graph.constants, name, rounded, params, layer)
-    layer.args = (*layer.args[:2], node, *layer.args[3:])
+    layer.args = (*layer.args[:2], integer_weight(graph.constants, name, rounded, params, layer), *layer.args[3:])
+
+
+def repeat_grids_(graph: QuantizedGraph) -> None:
+    """Whatever computes with a tensor on a grid gets it straight from a rounding, also behind a pooling or a reshape.
+
+    Runtimes choose integer kernels by the neighbours of an operator; rounding to the same grid again changes nothing.
+    """
+    repeated: dict[fx.Node, fx.Node] = {}
+    for node in list(graph.module.graph.nodes):
+        if node.op != "call_function" or node.target in MOVING or node.target in (FAKE_QUANTIZE, DEQUANTIZE):
+            continue
+        for source in node.all_input_nodes:
+            grid = graph.grids.of(source)
+            if source.target in (FAKE_QUANTIZE, DEQUANTIZE) or grid is None or grid.axis is not None:
+                continue
+            if getattr(node.target, "__name__", "") == "getitem" or not isinstance(source.meta.get("val"), Tensor):
+                continue
+            if source not in repeated:
+                repeated[source] = _rounded_again(graph, source, grid)
+            node.replace_input_with(source, repeated[source])
+
+
+def _rounded_again(graph: QuantizedGraph, source: fx.Node, grid: QuantizationParameters) -> fx.Node:
+    limits = torch.iinfo(grid.zero_point.dtype)  # all of it: values that lie on the grid need no cutting
+    after = source.next
+    scale = graph.constants.add(f"{source.name}_scale", grid.scale.reshape(()), after)
+    zero = graph.constants.add(f"{source.name}_zero_point", grid.zero_point.reshape(()), after)
+    with graph.module.graph.inserting_before(after):
+        arguments = (source, scale, zero, None, int(limits.min), int(limits.max))
+        node = graph.module.graph.call_function(FAKE_QUANTIZE, arguments)
+    node.meta.update({"val": source.meta["val"], **_origin(source)})
+    return node
 
 
 def flatten_linear_(graph: QuantizedGraph) -> None:

@@ -24,4 +24,6 @@ def layer_name(node: fx.Node) -> str:
 
 def place_of(node: fx.Node) -> str:
     """``'add' in module 'layer1.0'``: for messages."""
-    return f"{op_name(node)!r} in module {layer_name(node)!r}"
+    name = layer_name(node)
+    where = "the model's own forward" if name == node.name else f"module {name!r}"
+    return f"{op_name(node)!r} in {where}"

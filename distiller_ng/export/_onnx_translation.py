@@ -14,8 +14,12 @@ __all__ = ["OPSET", "translation_table"]
 OPSET = 21
 
 
-def translation_table() -> dict[Any, Callable[..., Any]]:
-    """``custom_translation_table`` of ``torch.onnx.export`` for a quantized graph."""
+def translation_table(*, clips_integers: bool = True) -> dict[Any, Callable[..., Any]]:
+    """``custom_translation_table`` of ``torch.onnx.export`` for a quantized graph.
+
+    ``clips_integers``: grids of fewer levels than their integer type has are cut after rounding, which ONNX Runtime
+    wants; OpenVINO wants it before.
+    """
     require("onnxscript", "onnx", "exporting to ONNX")
     from onnxscript import ir, opset21
 
@@ -26,7 +30,7 @@ def translation_table() -> dict[Any, Callable[..., Any]]:
 
     def fake_quantize(x: Any, scale: Any, zero_point: Any, axis: int | None, qmin: int, qmax: int) -> Any:
         along = {} if axis is None else {"axis": axis}
-        is_short, is_cut = zero_point.dtype in short, (qmin, qmax) != full[zero_point.dtype]
+        is_short, is_cut = clips_integers and zero_point.dtype in short, (qmin, qmax) != full[zero_point.dtype]
         if axis is None:
             scale, zero_point = op.Squeeze(scale), op.Squeeze(zero_point)
         ends = [op.Constant(value_int=end) for end in (qmin, qmax)] if is_cut else []

@@ -23,7 +23,12 @@ _LIMIT = 2**31 - 1  # bytes of one protobuf message
 
 
 def onnx_bytes(
-    graph: QuantizedGraph, *, opset: int, input_names: Sequence[str] | None, output_names: Sequence[str] | None
+    graph: QuantizedGraph,
+    *,
+    opset: int,
+    input_names: Sequence[str] | None,
+    output_names: Sequence[str] | None,
+    clips_integers: bool = True,
 ) -> bytes:
     """The file's content. Raises :class:`ExportError` for operators ONNX does not have, naming them."""
     require("onnx", "onnx", "exporting to ONNX")
@@ -35,7 +40,7 @@ def onnx_bytes(
                 program,
                 dynamo=True,
                 opset_version=opset,
-                custom_translation_table=translation_table(),
+                custom_translation_table=translation_table(clips_integers=clips_integers),
                 input_names=input_names,
                 output_names=output_names,
                 verbose=False,

@@ -100,7 +100,8 @@ def fold_norms(constants: Constants, grids: Grids) -> list[str]:
         if weight is None or (len(layer.args) > 2 and layer.args[2] is not None and bias is None):
             continue
         own = torch.zeros_like(fold.shift) if bias is None else bias.double()
-        shifted = (own * fold.factor + fold.shift).float()
+        kept = weight.meta["val"].dtype
+        shifted = (own * fold.factor + fold.shift).to(kept)
         node = constants.add(f"{layer_name(layer)}_bias", shifted, layer)
         layer.args = (layer.args[0], weight, node, *layer.args[3:])
         _put(constants, output, layer)

@@ -20,6 +20,7 @@ from distiller_ng.export._lowering import (
     flatten_linear_,
     integer_biases_,
     reduce_weight_range_,
+    repeat_grids_,
 )
 from distiller_ng.export._naming import layer_name
 from distiller_ng.export._onnx_precision import onnx_layers
@@ -140,16 +141,17 @@ def lowered(
 ) -> QuantizedGraph:
     """The quantized graph in the form ONNX Runtime has kernels for. Raises :class:`ExportError`."""
     graph = quantized_graph(model, example_inputs, dynamic_batch=options.dynamic_batch)
+    flatten_linear_(graph)
+    repeat_grids_(graph)
+    if options.reduce_range:
+        reduce_weight_range_(graph)
+    graph = graph.renewed()
     wanted = _PRESETS[options.preset]
     if wanted is not None:
         choose_activation_type_(graph, wanted)
-    if options.reduce_range:
-        reduce_weight_range_(graph)
-    fresh = graph.renewed()
-    flatten_linear_(fresh)
     if integer_biases:
-        integer_biases_(fresh)
-    return fresh.renewed()
+        integer_biases_(graph.renewed(), largest=63 if options.reduce_range else 127)
+    return graph.renewed()
 
 
 def obstacles(graph: QuantizedGraph) -> list[str]:

@@ -87,9 +87,18 @@ def _session(content: bytes, threads: int | None, *, optimized: Path | None = No
         options.optimized_model_filepath = str(optimized)
     try:
         return runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except runtime.capi.onnxruntime_pybind11_state.Fail as error:
+    except _failures(runtime) as error:
         raise ExportError(f"ONNX Runtime refuses the model: {error}") from error
 
 
+def _failures(runtime: Any) -> tuple[type[Exception], ...]:
+    """What ONNX Runtime raises: one class for each status code."""
+    found = vars(runtime.capi.onnxruntime_pybind11_state).values()
+    return tuple(one for one in found if isinstance(one, type) and issubclass(one, Exception))
+
+
 def _as_numpy(tensor: Tensor) -> Any:
-    return tensor.detach().as_subclass(Tensor).cpu().contiguous().numpy()
+    plain = tensor.detach().as_subclass(Tensor).cpu().contiguous()
+    if plain.dtype == torch.bfloat16:
+        raise ArgumentError("ONNX Runtime takes no bfloat16 tensors here: convert the inputs with .float()")
+    return plain.numpy()

@@ -57,9 +57,8 @@ class OpenVinoExporter(Exporter):
         blocked = obstacles(graph)
         if blocked:
             raise ExportError("the model cannot be exported to OpenVINO: " + "; ".join(blocked))
-        content = onnx_bytes(
-            graph, opset=chosen.opset, input_names=chosen.input_names, output_names=chosen.output_names
-        )
+        names = {"input_names": chosen.input_names, "output_names": chosen.output_names}
+        content = onnx_bytes(graph, opset=chosen.opset, clips_integers=False, **names)
         with tempfile.TemporaryDirectory() as folder:
             network = _converted(openvino, content, Path(folder))
             module = OpenVinoModule(network, threads=chosen.threads)

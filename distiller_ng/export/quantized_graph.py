@@ -69,8 +69,11 @@ class QuantizedGraph:
         return QuantizedGraph(self.module, self.inputs, self.dynamic_shapes, self.layers, self.notes)
 
     def program(self) -> torch.export.ExportedProgram:
-        """The graph as it is now, exported again."""
-        return exported_program(self.module, self.inputs, dynamic_shapes=self.dynamic_shapes)
+        """The graph as it is now, exported again. Raises :class:`ExportError`."""
+        try:
+            return exported_program(self.module, self.inputs, dynamic_shapes=self.dynamic_shapes)
+        except GraphError as error:
+            raise ExportError(str(error)) from error
 
 
 def quantized_graph(
@@ -131,16 +134,24 @@ def _drop_needless(module: fx.GraphModule, constants: Constants) -> None:
         source = node.args[0]
         if own is None or own.axis is not None or not isinstance(source, fx.Node):
             continue
-        if source.target in _CLAMPS and len(source.users) == 1 and _covers(own, *_limits_of(source)):
-            node.replace_input_with(source, source.args[0])
-            module.graph.erase_node(source)
+        if source.target in _CLAMPS and len(source.users) == 1:
+            qmin, qmax = _within(own, *_limits_of(source))
+            if qmin < qmax:
+                node.args = (source.args[0], *node.args[1:4], qmin, qmax)
+                module.graph.erase_node(source)
 
 
-def _covers(grid: QuantizationParameters, low: float | None, high: float | None) -> bool:
-    """Whether clamping to ``low .. high`` first changes nothing, because the grid ends there."""
-    scale, zero = float(grid.scale), int(grid.zero_point)
-    lowest = low is None or round(low / scale) + zero <= grid.qmin
-    return lowest and (high is None or round(high / scale) + zero >= grid.qmax)
+def _within(grid: QuantizationParameters, low: float | None, high: float | None) -> tuple[int, int]:
+    """The range of the grid after clamping to ``low .. high``: rounding keeps the order, so this is the same."""
+    step, zero = float(grid.scale), int(grid.zero_point)
+    ends = [None if end is None else _rounded(end, step) + zero for end in (low, high)]
+    lowest = grid.qmin if ends[0] is None else min(max(grid.qmin, ends[0]), grid.qmax)
+    return lowest, grid.qmax if ends[1] is None else max(min(grid.qmax, ends[1]), grid.qmin)
+
+
+def _rounded(value: float, step: float) -> int:
+    """As float32 rounds it, in which activations are computed."""
+    return int(torch.round(torch.tensor(value, dtype=torch.float32) / torch.tensor(step, dtype=torch.float32)))
 
 
 def _limits_of(clamp: fx.Node) -> tuple[float | None, float | None]:
