@@ -34,8 +34,8 @@ class TorchaoModule(nn.Module):
     ``content``: bytes of a ``.pt2`` file of the torchao exporter. It is compiled at the first call, for batches of any
     size where the program allows that (10 to 60 seconds; a C++ compiler is needed). ``batch_sizes``: sizes that get
     code of their own, which is up to a quarter faster for large batches. :attr:`kernels` counts the int8 kernels
-    compiled. Copies and pickles carry the bytes and compile again. Raises :class:`ExportError` for bytes that are no
-    such file and when compiling fails.
+    compiled. Copies and pickles carry the bytes and the native code there is. Raises :class:`ExportError` for bytes
+    that are no such file and when compiling fails.
     """
 
     def __init__(self, content: bytes, *, batch_sizes: Sequence[int] = ()) -> None:
@@ -46,6 +46,7 @@ class TorchaoModule(nn.Module):
         self.content, self.batch_sizes = content, tuple(batch_sizes)
         self.kernels: dict[str, int] = {}
         self._runners: dict[int, Callable[..., Any]] = {}
+        self._packages: dict[int, bytes] = {}  # native code, as files
         self._program, self._inputs = _read(content)
         self.has_free_batch = bool(self._program.range_constraints)
 
@@ -63,12 +64,14 @@ class TorchaoModule(nn.Module):
 
     def _runner(self, size: int) -> Callable[..., Any]:
         if size not in self._runners:
-            program = self._program
-            if size and self.has_free_batch:
-                inputs = _resized(self._inputs, size)
-                program = torch.export.export(program.module(), inputs.args, dict(inputs.kwargs), strict=False)
-            self._runners[size], found = _compiled(program)
-            self.kernels = self.kernels or found
+            if size not in self._packages:
+                program = self._program
+                if size and self.has_free_batch:
+                    inputs = _resized(self._inputs, size)
+                    program = torch.export.export(program.module(), inputs.args, dict(inputs.kwargs), strict=False)
+                self._packages[size], found = _compiled(program)
+                self.kernels = self.kernels or found
+            self._runners[size] = _opened(self._packages[size])
         return self._runners[size]
 
     def __getstate__(self) -> Mapping[str, Any]:
@@ -147,8 +150,17 @@ def _read(content: bytes) -> tuple[torch.export.ExportedProgram, ExampleInputs]:
     return program, ExampleInputs(args, kwargs)
 
 
-def _compiled(program: torch.export.ExportedProgram) -> tuple[Callable[..., Any], dict[str, int]]:
-    """The program as native code, and how many layers of each kind became int8 kernels."""
+def _opened(package: bytes) -> Callable[..., Any]:
+    """Native code, ready to be called."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "model.pt2")
+        path.write_bytes(package)
+        runner: Callable[..., Any] = torch._inductor.aoti_load_package(str(path))
+    return runner
+
+
+def _compiled(program: torch.export.ExportedProgram) -> tuple[bytes, dict[str, int]]:
+    """The program as a package of native code, and how many layers of each kind became int8 kernels."""
     counters = torch._dynamo.utils.counters
     earlier, before = counters["inductor"], dict(counters["inductor"])
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
@@ -156,7 +168,7 @@ def _compiled(program: torch.export.ExportedProgram) -> tuple[Callable[..., Any]
             package = torch._inductor.aoti_compile_and_package(
                 program, package_path=os.path.join(folder, "model.pt2"), inductor_configs={"freezing": True}
             )
-            runner = torch._inductor.aoti_load_package(package)
+            content = Path(package).read_bytes()
         except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, OSError, AssertionError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise ExportError(
@@ -166,7 +178,7 @@ def _compiled(program: torch.export.ExportedProgram) -> tuple[Callable[..., Any]
     after = counters["inductor"]
     past = before if after is earlier else {}  # the compiler may begin to count anew
     found = {name: after[key] - past.get(key, 0) for name, key in _KERNELS.items()}
-    return runner, {name: count for name, count in found.items() if count}
+    return content, {name: count for name, count in found.items() if count}
 
 
 def _described(leaf: Any) -> dict[str, Any]:
