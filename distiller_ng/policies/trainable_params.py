@@ -1,0 +1,110 @@
+"""The extension that freezes parameters, or lets them learn, for a while (layer 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from distiller_ng.core.context import StepContext
+from distiller_ng.core.policy import Policy
+from distiller_ng.core.window import PolicyWindow
+from distiller_ng.errors import ArgumentError
+from distiller_ng.names import ParameterIndex
+from distiller_ng.policies.extensions import EXTENSIONS
+from distiller_ng.registry import RecipeTag
+
+__all__ = ["TrainableParams"]
+
+
+@EXTENSIONS.register(
+    "TrainableParams",
+    recipe_tag=RecipeTag(
+        "TrainableParamsModifier",
+        start_epoch=-1.0,
+        end_epoch=-1.0,
+        update_frequency=0.0,
+        fixed_frequency=True,
+        ignored={"params_strict": "names that match nothing are errors, or warnings where the loader was told so"},
+    ),
+)
+class TrainableParams(Policy):
+    """Sets ``requires_grad`` of parameters while its window is open, and puts it back when the window ends.
+
+    ``weights``: targets. ``trainable``: true or false; text is false if it contains an ``f`` or a ``0``, as in recipes.
+    A parameter that is frozen loses its gradient, so that the optimizer leaves it alone. A window that never ends
+    leaves what it set.
+
+    Source: SparseML's ``TrainableParamsModifier``. The first layer learns from epoch 10 on only::
+
+        extensions:
+          freeze:
+            class: TrainableParams
+            weights: ['re:conv1.*']
+            trainable: false
+        policies:
+          - extension: {instance_name: freeze}
+            starting_epoch: 0
+            ending_epoch: 10
+
+    Raises :class:`ArgumentError` for another ``trainable``.
+    """
+
+    def __init__(self, weights: str | Sequence[str], *, trainable: bool | str = True) -> None:
+        if not isinstance(trainable, bool | str):
+            raise ArgumentError(f"trainable is true or false, got {trainable!r}", argument=("trainable",))
+        self.weights = weights
+        self.trainable = not set(trainable.lower()) & set("f0") if isinstance(trainable, str) else trainable
+        self._before: dict[str, bool] | None = None
+        self._is_over = False
+        self._index: ParameterIndex | None = None
+
+    def on_epoch_begin(self, ctx: StepContext) -> None:
+        """A window of whole epochs begins."""
+        self._set(ctx)
+
+    def on_minibatch_begin(self, ctx: StepContext) -> None:
+        """Begin before this forward pass."""
+        self._set(ctx)
+
+    def on_update(self, ctx: StepContext) -> None:
+        """Begin, where nothing came before."""
+        self._set(ctx)
+
+    def on_window_end(self, ctx: StepContext) -> None:
+        """Put the flags back; a window without an end leaves them."""
+        self._is_over = True
+        if ctx.window.end != float("inf"):
+            for name, flag in (self._before or {}).items():
+                self._flag(ctx.parameters, name, flag)
+        self._before = None
+
+    def check(self, window: PolicyWindow, parameters: ParameterIndex) -> None:
+        """The names must exist."""
+        parameters.select(self.weights, argument=("weights",))
+        self._index = parameters
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was changed, and what it was before; checkpoints of models do not know."""
+        return {"before": None if self._before is None else dict(self._before), "is_over": self._is_over}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore :meth:`state_dict`, on the model too."""
+        self._is_over = bool(state["is_over"])
+        self._before = None if state["before"] is None else {n: bool(flag) for n, flag in state["before"].items()}
+        for name in self._before or () if self._index is not None else ():
+            self._flag(self._index, name, self.trainable)  # type: ignore[arg-type]
+
+    def _set(self, ctx: StepContext) -> None:
+        if self._before is not None or self._is_over:
+            return
+        names = ctx.parameters.select(self.weights, argument=("weights",))
+        self._before = {name: ctx.parameters[name].requires_grad for name in names}
+        for name in names:
+            self._flag(ctx.parameters, name, self.trainable)
+
+    @staticmethod
+    def _flag(parameters: ParameterIndex, name: str, value: bool) -> None:
+        parameter = parameters[name]
+        parameter.requires_grad_(value)
+        if not value:
+            parameter.grad = None
