@@ -137,11 +137,26 @@ class ScheduleLoader:
             warnings.simplefilter("ignore", ScheduleWarning)
             for policy in planned:
                 scheduler.add_policy(policy.policy, **_times(policy.spec.timing))
+                _name_last(scheduler, policy, self._spec)
         if self._optimizer is not None and options.resumed_epoch is not None:
             continue_learning_rates_(planned, self._optimizer, options.resumed_epoch)
         if isinstance(scheduler, LoadedScheduler):
             scheduler.restore_saved(first=first, resumed_epoch=options.resumed_epoch)
         return scheduler
+
+
+def _name_last(scheduler: CompressionScheduler, policy: PlannedPolicy, spec: ScheduleSpec) -> None:
+    """Tell the scheduler what the author wrote, for reports."""
+    entry = scheduler.entries[-1]
+    definition = find_instance(spec, policy.spec)
+    entry.name = policy.spec.instance_name
+    if definition is not None:
+        entry.settings = {"class": definition.class_name, **definition.args, **policy.spec.args}
+    if spec.recipe is not None:
+        place = (policy.kind.section, policy.spec.instance_name)
+        found = next((m for m in spec.recipe.modifiers if m.instance == place), None)
+        if found is not None:
+            entry.settings = {"modifier": found.tag, **found.properties}
 
 
 def _times(timing: Mapping[str, Any]) -> dict[str, Any]:

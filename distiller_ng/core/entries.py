@@ -28,6 +28,9 @@ class Entry:
     started: bool = False
     ended: bool = False
     last_update: float = -1.0
+    #: What the schedule's author called it and wrote about it, for reports.
+    name: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def advance(self, position: TrainPosition, context: ContextFactory) -> None:
         """Fire what is due of a fractional window: its start, its periods, and its end, each once and in this order."""

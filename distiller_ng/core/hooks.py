@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from distiller_ng.core.entries import ActiveEntries
+from distiller_ng.core.entries import ActiveEntries, Entry
 from distiller_ng.core.policy import LossComponent, PolicyLoss
 from distiller_ng.core.policy_list import PolicyList
 from distiller_ng.core.position import TrainPosition
@@ -181,12 +181,16 @@ class HookDriver(PolicyList):
         self._follow_model()
         position = TrainPosition.one_shot()
         for entry in self._entries:
-            if not entry.started:
-                entry.started = True
-                entry.policy.on_update(self._context(entry, position))
-                self.masks.apply_changes_()
+            self.start_entry(entry, position)
             entry.end(self._context(entry, position))
         return self.finish()
+
+    def start_entry(self, entry: Entry, position: TrainPosition) -> None:
+        """Let a policy act now as at the start of its window, unless it did before."""
+        if not entry.started:
+            entry.started = True
+            entry.policy.on_update(self._context(entry, position))
+            self.masks.apply_changes_()
 
     def mask_all_weights(self, is_forward: bool = True) -> None:
         """Apply every mask now; ``is_forward=False`` leaves out the masks that act in forward passes only."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import MutableMapping, Sequence
 from typing import Any
 
@@ -101,6 +102,16 @@ class PolicyList:
         self._entries.append(entry)
         if self._lifecycle.phase != "idle":
             self._active = ActiveEntries.of(self._entries, self._lifecycle.epoch)
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """The policies with their windows, how far each has got, and what the schedule's author called it."""
+        return tuple(self._entries)
+
+    @property
+    def max_epochs(self) -> int:
+        """The latest start or end of all windows, rounded up: how many epochs the schedule is made for."""
+        return max([0, *(math.ceil(edge) for e in self._entries for edge in _edges(e.window) if math.isfinite(edge))])
 
     @property
     def example_inputs(self) -> ExampleInputsLike | None:
@@ -220,3 +231,7 @@ class PolicyList:
             compat=self.compat,
             **extra,
         )
+
+
+def _edges(window: PolicyWindow) -> tuple[float, float]:
+    return window.first, window.end

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
@@ -24,7 +24,7 @@ from distiller_ng.core.resume import capture_rng, loader_generators, restore_rng
 from distiller_ng.errors import ArgumentError, CalibrationError
 from distiller_ng.names import unwrap
 
-__all__ = ["GradientSampler", "GradientSamplerLike", "SampleSource"]
+__all__ = ["ForwardPass", "GradientSampler", "GradientSamplerLike", "SampleSource"]
 
 #: ``loss(outputs, target)``: a scalar to differentiate.
 Loss: TypeAlias = Callable[[Any, Any], Tensor]
@@ -127,17 +127,17 @@ class GradientSampler:
         count: int | None = None,
         parameters: Mapping[str, nn.Parameter] | None = None,
         weights: Mapping[str, Tensor] | None = None,
-    ) -> Iterator[Callable[[], Any]]:
-        """One function for each minibatch (at most ``count``) that runs the model on it, without gradients.
+    ) -> Iterator[ForwardPass]:
+        """For each minibatch (at most ``count``) what runs the model on it when called, without gradients.
 
         ``weights`` stand in for those of the model's ``parameters`` that have the same names.
         """
         run = _Run(model, parameters or {}, weights)
         with self._as_it_was(model):
-            for done, (args, kwargs, _) in enumerate(self._once(model)):
+            for done, (args, kwargs, _) in enumerate(self._once(model), 1):
+                yield ForwardPass(run, args, kwargs)
                 if done == count:
                     return
-                yield torch.no_grad()(partial(run, *args, **kwargs))
 
     # -- internals --------------------------------------------------------------------------------------------------
 
@@ -224,6 +224,26 @@ class SampleSource:
     def see_loader(self, loader: Iterable[Any]) -> None:
         """Remember the training loop's loader; iterators, which can be used only once, are left alone."""
         self._loader = None if isinstance(loader, Iterator) else loader
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardPass:
+    """One forward pass that is still to be made."""
+
+    run: Callable[..., Any]
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+
+    def __call__(self) -> Any:
+        """The model's outputs."""
+        with torch.no_grad():
+            return self.run(*self.args, **self.kwargs)
+
+    @property
+    def samples(self) -> int:
+        """How many samples the minibatch has: the first size of its first tensor."""
+        leaves = pytree.tree_leaves((self.args, self.kwargs))
+        return next((len(leaf) for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim()), 1)
 
 
 class _Run:

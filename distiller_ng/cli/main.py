@@ -1,0 +1,50 @@
+"""The entry point of ``distiller-ng`` (layer 5)."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any, TextIO
+
+from distiller_ng.cli.base import COMMANDS
+from distiller_ng.errors import DistillerError, ScheduleWarning
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command: ``distiller-ng recipe translate recipe.md``; returns the exit status.
+
+    0: done, 1: the input is wrong (every problem is printed to standard error), 2: the command line is.
+    """
+    parser = argparse.ArgumentParser(prog="distiller-ng", description="Compress PyTorch models while they train.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for entry in COMMANDS:
+        command = entry.cls()
+        own = commands.add_parser(entry.name, help=command.help, description=command.help)
+        command.configure(own)
+        own.set_defaults(run=command.run)
+    options = parser.parse_args(arguments)
+    with warnings.catch_warnings():
+        warnings.showwarning = _show
+        warnings.simplefilter("always", ScheduleWarning)
+        try:
+            return int(options.run(options))
+        except DistillerError as error:
+            sys.stderr.write(f"{error}\n")
+            return 1
+
+
+def _show(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: Any = None,
+) -> None:
+    """A schedule's warnings are about the user's file; where in our code they arose says nothing."""
+    text = f"warning: {message}" if issubclass(category, ScheduleWarning) else f"{category.__name__}: {message}"
+    sys.stderr.write(f"{text}\n")

@@ -1,0 +1,106 @@
+"""Calling a scheduler's hooks from a loop that knows nothing of it: by hooks on the model and the optimizer."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from distiller_ng.core.scheduler import CompressionScheduler
+from distiller_ng.errors import ArgumentError
+
+__all__ = ["StepDriver"]
+
+
+class StepDriver:
+    """Opens a minibatch at the first forward pass in training mode, and closes it after the optimizer's step.
+
+    ``steps_per_epoch`` optimizer steps make an epoch; it need not be whole (12.5: epochs of 13 and 12 steps). ``done``:
+    steps already made, for a run that goes on.
+    """
+
+    def __init__(
+        self, scheduler: CompressionScheduler, optimizer: Optimizer, steps_per_epoch: float, done: int = 0
+    ) -> None:
+        if isinstance(steps_per_epoch, bool) or not 0 < steps_per_epoch < math.inf:
+            message = f"steps_per_epoch is the number of optimizer steps in an epoch, got {steps_per_epoch!r}"
+            raise ArgumentError(message, argument=("steps_per_epoch",))
+        self.scheduler, self.optimizer, self.steps_per_epoch = scheduler, optimizer, float(steps_per_epoch)
+        self.done = done
+        self._epoch_open = self._minibatch_open = False
+        scheduler.steps_per_epoch = None if self.steps_per_epoch.is_integer() else self.steps_per_epoch
+        self._hooks: list[RemovableHandle] = [
+            scheduler.model.register_forward_pre_hook(self._before_forward),
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+        ]
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the next step."""
+        return math.floor(self.done / self.steps_per_epoch + 1e-9)
+
+    def where(self) -> tuple[int, int, int]:
+        """Epoch, number of the next step in it, and how many it has."""
+        first = self._first_of(self.epoch)
+        return self.epoch, self.done - first, self._first_of(self.epoch + 1) - first
+
+    def open(self) -> tuple[int, int, int]:
+        """Begin the minibatch of the next step, if that is still to do; returns :meth:`where`."""
+        where = self.where()
+        if not self._epoch_open:
+            self._epoch_open = True
+            self.scheduler.on_epoch_begin(where[0], self.optimizer)
+        if not self._minibatch_open:
+            self._minibatch_open = True
+            self.scheduler.on_minibatch_begin(*where, self.optimizer)
+        return where
+
+    def restore(self, done: int) -> None:
+        """Go on after ``done`` steps, with a scheduler whose state was restored at that point."""
+        self.done = done
+        phase = self.scheduler.state_dict()["lifecycle"]["phase"]
+        self._epoch_open, self._minibatch_open = phase != "idle", phase == "minibatch"
+
+    def close(self) -> None:
+        """End what is open, and take all hooks away."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+        if self._minibatch_open:
+            self._end_minibatch()
+        if self._epoch_open:
+            self._end_epoch()
+
+    # -- internals --------------------------------------------------------------------------------------------------
+
+    def _first_of(self, epoch: int) -> int:
+        return math.ceil(epoch * self.steps_per_epoch - 1e-9)
+
+    def _before_forward(self, module: nn.Module, args: Any) -> None:
+        if module.training and torch.is_grad_enabled() and not self._minibatch_open:
+            self.open()
+
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        where = self.open()
+        self.scheduler.before_parameter_optimization(*where, self.optimizer)
+
+    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if self._minibatch_open:
+            self._end_minibatch()
+
+    def _end_minibatch(self) -> None:
+        epoch, position, length = self.where()
+        self._minibatch_open = False
+        self.scheduler.on_minibatch_end(epoch, position, length, self.optimizer)
+        self.done += 1
+        if position + 1 == length:
+            self._end_epoch(epoch)
+
+    def _end_epoch(self, epoch: int | None = None) -> None:
+        self._epoch_open = False
+        self.scheduler.on_epoch_end(self.epoch if epoch is None else epoch, self.optimizer)
