@@ -3,14 +3,45 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-__all__ = ["INPUTS_QUANT", "QuantizeInputs", "count_inputs"]
+from distiller_ng.ops.derived import Derived, derive_
+
+__all__ = ["INPUTS_QUANT", "QuantizeInputs", "attach_inputs_quant_", "count_inputs"]
 
 #: Name of the child of the model that quantizes its inputs; Distiller's.
 INPUTS_QUANT = "inputs_quant"
+
+
+class ListBesideInputs(Derived):
+    """An ``nn.Sequential`` whose ``inputs_quant`` is none of the modules it runs one after the other."""
+
+    prefix: ClassVar[str] = ""
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        return iter(self._listed())
+
+    def __len__(self) -> int:
+        return len(self._listed())
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._listed()[index]
+
+    def _listed(self) -> nn.Sequential:
+        return nn.Sequential(
+            *(child for name, child in self._modules.items() if name != INPUTS_QUANT and child is not None)
+        )
+
+
+def attach_inputs_quant_(model: nn.Module, quantizers: nn.Module) -> None:
+    """Make ``quantizers`` the model's ``inputs_quant`` and let its inputs pass through them."""
+    model.add_module(INPUTS_QUANT, quantizers)
+    if isinstance(model, nn.Sequential):
+        derive_(model, ListBesideInputs)
+    model.register_forward_pre_hook(QuantizeInputs(), with_kwargs=True)
 
 
 class QuantizeInputs:

@@ -20,7 +20,7 @@ from distiller_ng.ops.linear_quantization import LinearQuantMode, QuantizationPa
 from distiller_ng.ops.modules import model_find_module
 from distiller_ng.quantization._activations import set_bypass
 from distiller_ng.quantization._configuration import mark
-from distiller_ng.quantization._flows import INPUTS_QUANT, QuantizeInputs, count_inputs
+from distiller_ng.quantization._flows import INPUTS_QUANT, attach_inputs_quant_, count_inputs
 from distiller_ng.quantization._folded_norm import fold_norm_
 from distiller_ng.quantization._folding import check_foldable
 from distiller_ng.quantization._plan import PlanRow
@@ -215,10 +215,9 @@ class QuantAwareTrainRangeLinearQuantizer(Quantizer):
         for quantizer in made:
             mark(quantizer, self.config)
             set_bypass(quantizer, nn.Identity())
-        inner.add_module(INPUTS_QUANT, made if len(made) > 1 else made[0])
         made.train(inner.training)
         self._place(made)
-        inner.register_forward_pre_hook(QuantizeInputs(), with_kwargs=True)
+        attach_inputs_quant_(inner, made if len(made) > 1 else made[0])
 
     def _prepare_parameter(self, module: nn.Module, name: str, parameter: str, bits: int) -> None:
         tensor = module.folded(parameter) if isinstance(module, QuantizedLayer) else module._parameters[parameter]

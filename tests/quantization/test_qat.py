@@ -573,3 +573,17 @@ def test_xnor_warns_of_rectifiers():
 def test_xnor_refuses(name, value):
     with pytest.raises(ArgumentError, match="1 or null"):
         prepared(XNORQuantizer, **{name: value})
+
+
+def test_a_sequential_model_runs_its_input_quantizer_once():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 2))
+    x = torch.rand(8, 3) * 0.01  # a grid for such inputs would cut the outputs off
+    expected = model(x).detach()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    QuantAwareTrainRangeLinearQuantizer(model, optimizer, 8, 8, None).prepare_model()
+    model.train()(x)
+    assert len(model) == 3
+    assert [type(child).__name__ for child in model][-1] == "QuantizedLinear"
+    assert torch.allclose(model.eval()(x), expected, atol=0.01)
+    assert torch.equal(copy.deepcopy(model)(x), model(x))
