@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 from collections.abc import Mapping
@@ -15,7 +16,8 @@ import torch
 from torch import Tensor
 
 from distiller_ng.checkpoint.files import PathLike, read_file
-from distiller_ng.checkpoint.legacy import refuse_unsupported, thinning_recipes
+from distiller_ng.checkpoint.legacy import thinning_recipes
+from distiller_ng.checkpoint.legacy_quantized import LegacyQuantization
 from distiller_ng.checkpoint.optimizers import GroupNames, optimizer_type_name
 from distiller_ng.checkpoint.packing import unpack_masks
 from distiller_ng.checkpoint.record import CompressionRecord
@@ -24,6 +26,8 @@ from distiller_ng.names import strip_wrappers
 from distiller_ng.ops.table import Table
 
 __all__ = ["FORMAT_VERSION", "Checkpoint", "environment", "get_contents_table", "library_version", "read_checkpoint"]
+
+logger = logging.getLogger(__name__)
 
 #: Version of the file's layout; a file of a newer one is refused.
 FORMAT_VERSION = 1
@@ -62,7 +66,8 @@ def read_checkpoint(path: PathLike) -> Checkpoint:
     """Read a file of ``save_checkpoint``, of Distiller, or one with nothing but ``state_dict``; tensors on the CPU.
 
     Nothing in the file is executed. Raises ``FileNotFoundError``, and :class:`CheckpointError` for a damaged file, one
-    without the key ``state_dict``, a newer format, and Distiller files of quantized models.
+    without the key ``state_dict``, a newer format, and Distiller files of models
+    quantized in a way that is not known here.
     """
     content = read_file(path)
     source = os.fspath(path)
@@ -80,30 +85,41 @@ def read_checkpoint(path: PathLike) -> Checkpoint:
             f"{source}: has format version {version!r}, this library reads up to {FORMAT_VERSION}: load it with "
             "a newer distiller_ng"
         )
-    refuse_unsupported(content, source)
     try:
         return _parse(content, source)
     except CheckpointError as error:
+        if str(error).startswith(source):
+            raise  # not damaged, but of a kind that is not known here
         raise CheckpointError(f"{source}: damaged: {error}") from error
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise CheckpointError(f"{source}: damaged: {type(error).__name__}: {error}") from error
 
 
 def _parse(content: Mapping[str, Any], source: str) -> Checkpoint:
-    state = dict(content["state_dict"])
+    raw = dict(content["state_dict"])
+    state = {short: raw[name] for short, name in strip_wrappers(raw).items()}
+    record, names = _record(content, source), content.get("optimizer_names")
+    optimizer = content.get("optimizer_state_dict")
+    if content.get("quantizer_metadata"):
+        quantized = LegacyQuantization(content, state, source)
+        state, names = quantized.state, quantized.optimizer_names
+        record = CompressionRecord([*record, quantized.entry])
+        if optimizer is not None and names is None:
+            logger.warning("%s: which parameters its optimizer held is not known, its state is left out", source)
+            optimizer = None
     epoch, scheduler = content.get("epoch"), content.get("compression_sched")
     return Checkpoint(
         path=source,
-        state_dict={short: state[name] for short, name in strip_wrappers(state).items()},
+        state_dict=state,
         epoch=None if epoch is None else int(epoch),
         arch=content.get("arch"),
         dataset=content.get("dataset"),
         scheduler_state=None if scheduler is None else unpack_masks(scheduler),
         schedule_text=content.get("schedule_text"),
-        optimizer_state=content.get("optimizer_state_dict"),
+        optimizer_state=optimizer,
         optimizer_type=optimizer_type_name(content.get("optimizer_type")),
-        optimizer_names=content.get("optimizer_names"),
-        record=_record(content, source),
+        optimizer_names=names,
+        record=record,
         extras=dict(content.get("extras") or {}),
         version=content.get("library_version"),
         environment=dict(content.get("environment") or {}),

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from distiller_ng.errors import CheckpointError
 
-__all__ = ["Placeholder", "placeholder_name", "placeholders_for", "refuse_unsupported", "thinning_recipes"]
+__all__ = ["Placeholder", "placeholder_name", "placeholders_for", "thinning_recipes"]
 
 _KNOWN = re.compile(r"torch\.optim\.(\w+\.)*[A-Z]\w*|distiller\.(thinning|quantization)\.(\w+\.)*[A-Z]\w*")
 # Before the object itself, torch's old format stores a magic number, a protocol number and facts about the machine.
@@ -111,12 +111,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [_plain(item) for item in value]
     return value
-
-
-def refuse_unsupported(content: Mapping[str, Any], source: str) -> None:
-    """Raise :class:`CheckpointError` for a Distiller file whose model was quantized."""
-    if content.get("quantizer_metadata"):
-        raise CheckpointError(
-            f"{source}: the model was quantized by Distiller, and quantized Distiller checkpoints cannot be loaded "
-            "yet: load the float checkpoint the run started from, and quantize again"
-        )

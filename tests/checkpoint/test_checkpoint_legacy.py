@@ -126,7 +126,7 @@ def test_a_recipe_that_does_not_fit_leaves_the_model_alone(tmp_path, distiller_c
     assert model.conv1.weight.shape == (2, 1, 3, 3)
 
 
-def test_a_quantized_one_is_refused_politely(tmp_path, distiller_classes):
+def test_one_that_only_says_it_is_quantized_is_refused(tmp_path, distiller_classes):
     _, quantization = distiller_classes
     metadata = {
         "type": quantization.PostTrainLinearQuantizer,
