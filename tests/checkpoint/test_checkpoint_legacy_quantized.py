@@ -126,7 +126,7 @@ def test_range_linear_computes_as_it_was_trained(tmp_path, quantization, mode):
     x = torch.tensor([[0.21, 0.93, 3.0], [-1.0, 0.44, 0.77]])
     state = trained_state(
         **{"fc.weight_scale": torch.tensor(5.0), "fc.weight_zero_point": torch.tensor(-5.0)},
-        **{f"relu.fake_q.{name}": value for name, value in ranges(7.5, 0.0, 0.0, 2.0).items()},
+        **{f"relu.fake_q.{name}": value for name, value in ranges(5.0, 0.0, 0.0, 3.0).items()},
         **{f"inputs_quant.{name}": value for name, value in ranges(5.0, -5.0, -1.0, 2.0).items()},
     )
     state["fc.float_weight"] = weight
@@ -139,7 +139,7 @@ def test_range_linear_computes_as_it_was_trained(tmp_path, quantization, mode):
         return ((scale * x - zero_point).round().clamp(0, levels) + zero_point) / scale
 
     inputs = on_grid(x, 5.0, -5.0)
-    expected = on_grid(inputs.relu(), 7.5, 0.0) @ on_grid(weight, 5.0, -5.0).T + BIAS
+    expected = on_grid(inputs.relu(), 5.0, 0.0) @ on_grid(weight, 5.0, -5.0).T + BIAS
     assert torch.allclose(model.eval()(x), expected, atol=1e-5)
 
 
