@@ -48,10 +48,12 @@ from distiller_ng.pruning.ranked_agp import (
 )
 from distiller_ng.pruning.rigl import RigLPruner
 from distiller_ng.pruning.sensitivity import SensitivityPruner
+from distiller_ng.pruning.sparsegpt import SparseGPTPruner
 from distiller_ng.pruning.sparsity_schedules import AGP, Constant, Exponential, Linear, MultiStep
 from distiller_ng.pruning.splicing import SplicingPruner
 from distiller_ng.pruning.structure import StructureParameterPruner
 from distiller_ng.pruning.structured import StructuredPruner
+from distiller_ng.pruning.wanda import WandaPruner
 
 __all__ = [
     "AGP",
@@ -95,11 +97,13 @@ __all__ = [
     "RandomRankedFilterPruner_AGP",
     "RigLPruner",
     "SensitivityPruner",
+    "SparseGPTPruner",
     "SparsityLevelParameterPruner",
     "SplicingPruner",
     "StructureParameterPruner",
     "StructuredPruner",
     "Target",
+    "WandaPruner",
     "create_mask_level_criterion",
     "create_mask_sensitivity_criterion",
     "create_mask_threshold_criterion",

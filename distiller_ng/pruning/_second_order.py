@@ -44,6 +44,7 @@ class SecondOrderPruner(GradualPruner):
     """
 
     ranks_magnitudes: ClassVar[bool] = False
+    level_argument: ClassVar[str] = "sparsity"
     decides_before_step: ClassVar[bool] = True
     #: Added to diagonals, against division by zero.
     epsilon: ClassVar[float] = torch.finfo(torch.float32).eps
