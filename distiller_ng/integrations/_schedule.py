@@ -1,0 +1,40 @@
+"""What every integration is given: a schedule to load for a model and its optimizer (layer 5)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+from torch import nn
+from torch.optim import Optimizer
+
+from distiller_ng.config import dict_config, file_config
+from distiller_ng.core.scheduler import CompressionScheduler
+from distiller_ng.errors import ArgumentError
+
+__all__ = ["Schedule", "load_schedule"]
+
+#: A file, its content as a dictionary, or a function ``(model, optimizer) -> CompressionScheduler``.
+Schedule: TypeAlias = (
+    "str | os.PathLike[str] | Mapping[str, Any] | Callable[[nn.Module, Optimizer], CompressionScheduler]"
+)
+
+
+def load_schedule(schedule: Schedule, model: nn.Module, optimizer: Optimizer, **options: Any) -> CompressionScheduler:
+    """The scheduler of ``schedule``; ``options`` are those of :func:`distiller_ng.file_config`.
+
+    Raises what :func:`file_config` raises, and :class:`ArgumentError` for anything that is no schedule.
+    """
+    if isinstance(schedule, str | os.PathLike):
+        return file_config(model, optimizer, schedule, **options)
+    if isinstance(schedule, Mapping):
+        return dict_config(model, optimizer, schedule, **options)
+    made = schedule(model, optimizer) if callable(schedule) else schedule
+    if not isinstance(made, CompressionScheduler):
+        raise ArgumentError(
+            "a schedule is a file, a dictionary, or a function (model, optimizer) that returns a "
+            f"CompressionScheduler, got {made!r}",
+            argument=("schedule",),
+        )
+    return made

@@ -1,0 +1,196 @@
+"""Schedules in Lightning: a callback that drives every hook (layer 5).
+
+https://lightning.ai/docs/pytorch/stable/extensions/callbacks.html
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from distiller_ng.core.scheduler import CompressionScheduler
+from distiller_ng.core.summary import CompressionSummary
+from distiller_ng.errors import ArgumentError, LifecycleError
+from distiller_ng.integrations._schedule import Schedule, load_schedule
+from distiller_ng.ops.optional import require
+
+__all__ = ["CompressionCallback"]
+
+_lightning = require("lightning.pytorch", "lightning", "the Lightning callback")
+
+
+class CompressionCallback(_lightning.Callback):  # type: ignore[name-defined, misc]
+    """Trains a LightningModule by a schedule, with its losses, masks and learning rates::
+
+        trainer = L.Trainer(max_epochs=20, callbacks=[CompressionCallback("schedule.yaml")])
+        trainer.fit(module, loader)
+        print(trainer.callbacks[0].summary)
+
+    ``schedule``: a file, a dictionary, or a function ``(model, optimizer) -> CompressionScheduler``. ``module``: the
+    attribute of the LightningModule that is compressed (``"model"``), so that the schedule has that model's names;
+    without it names begin at the LightningModule. ``monitor``: logged metrics for learning rates that follow
+    validation, ``{"min": "val_loss", "max": "val_acc"}``. ``options`` go to :func:`distiller_ng.file_config`
+    (``example_inputs``, ``teachers``, ...).
+
+    The schedule is loaded before the trainer restores a checkpoint or moves the model, with the optimizer that
+    ``configure_optimizers`` makes (it is called once). The state is part of Lightning's checkpoints. Accumulation and
+    mixed precision are followed. ``scheduler`` is the :class:`CompressionScheduler` once ``fit`` began, ``summary``
+    what it achieved when it ended.
+
+    ``fit`` raises what loading raises; :class:`LifecycleError` for manual optimization (call the scheduler's hooks
+    yourself there), several optimizers, and loaders without a length.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        *,
+        module: str | None = None,
+        monitor: Mapping[str, str] | None = None,
+        **options: Any,
+    ) -> None:
+        if monitor is not None and not set(monitor) <= {"min", "max"}:
+            raise ArgumentError(
+                f"monitor names logged metrics as 'min' and 'max', got {dict(monitor)}", argument=("monitor",)
+            )
+        self.schedule, self.module, self.monitor, self.options = schedule, module, dict(monitor or {}), options
+        self.scheduler: CompressionScheduler | None = None
+        self.summary: CompressionSummary | None = None
+        self._optimizer: Optimizer | None = None
+        self._epoch = -1
+        self._position = (-1, -1, 0)
+        self._restore_method: Callable[[], None] | None = None
+
+    # -- before training -----------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Load the schedule; the model and the optimizer are the real ones, before anything was restored."""
+        if stage != "fit":
+            return
+        if not pl_module.automatic_optimization:
+            raise LifecycleError(
+                "the callback cannot drive manual optimization: call the scheduler's hooks in training_step"
+            )
+        configured = pl_module.configure_optimizers()
+        self._optimizer = _only_optimizer(configured)
+        self._return_same(pl_module, configured)
+        self.scheduler = load_schedule(self.schedule, self._target(pl_module), self._optimizer, **self.options)
+        self.scheduler.accumulation_steps = trainer.accumulate_grad_batches
+
+    def _target(self, pl_module: nn.Module) -> nn.Module:
+        if self.module is None:
+            return pl_module
+        try:
+            return pl_module.get_submodule(self.module)
+        except AttributeError as error:
+            raise ArgumentError(f"{type(pl_module).__name__} has no module {self.module!r}: {error}") from error
+
+    def _return_same(self, pl_module: Any, configured: Any) -> None:
+        """Let Lightning, which calls ``configure_optimizers`` later, get the optimizer the schedule knows."""
+        own = pl_module.__dict__.get("configure_optimizers")
+        pl_module.configure_optimizers = lambda: configured
+
+        def restore() -> None:
+            if own is None:
+                pl_module.__dict__.pop("configure_optimizers", None)
+            else:
+                pl_module.configure_optimizers = own
+
+        self._restore_method = restore
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Lightning has its optimizer now."""
+        self._give_back()
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Leave nothing on the module, however training ended."""
+        self._give_back()
+
+    def _give_back(self) -> None:
+        if self._restore_method is not None:
+            self._restore_method()
+            self._restore_method = None
+
+    # -- the loop ------------------------------------------------------------------------------------------------------
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        """``on_epoch_begin``."""
+        self._epoch = trainer.current_epoch
+        self._scheduler.on_epoch_begin(self._epoch, self._optimizer)
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """``on_minibatch_begin``."""
+        total = trainer.num_training_batches
+        if total != int(total):
+            raise LifecycleError(
+                "the training loader does not know its length, which schedules need: set limit_train_batches"
+            )
+        if self._epoch != trainer.current_epoch:  # Lightning does not announce an epoch that it resumes inside
+            self.on_train_epoch_start(trainer, pl_module)
+        self._position = (trainer.current_epoch, batch_idx, int(total))
+        self._scheduler.on_minibatch_begin(*self._position, self._optimizer)
+
+    def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
+        """``before_backward_pass``: what policies add goes into the loss that Lightning differentiates."""
+        total = self._scheduler.before_backward_pass(*self._position, loss.clone(), self._optimizer)
+        if isinstance(total, Tensor):
+            loss.copy_(total)  # in place: Lightning takes no other loss back, and autograd follows
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Optimizer) -> None:
+        """``before_parameter_optimization``."""
+        self._scheduler.before_parameter_optimization(*self._position, self._optimizer)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """``on_minibatch_end``."""
+        self._scheduler.on_minibatch_end(*self._position, self._optimizer)
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """``on_epoch_end``, with the monitored metrics."""
+        metrics = {}
+        for kind, name in self.monitor.items():
+            if name not in trainer.callback_metrics:
+                raise ArgumentError(
+                    f"monitor: nothing was logged as {name!r}, only {', '.join(map(repr, trainer.callback_metrics))}",
+                    argument=("monitor", kind),
+                )
+            metrics[kind] = float(trainer.callback_metrics[name])
+        self._scheduler.on_epoch_end(trainer.current_epoch, self._optimizer, metrics=metrics or None)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """``finish``."""
+        self.summary = self._scheduler.finish()
+
+    @property
+    def _scheduler(self) -> CompressionScheduler:
+        if self.scheduler is None:
+            raise LifecycleError("the callback has no scheduler before trainer.fit()")
+        return self.scheduler
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """The scheduler's state, for Lightning's checkpoints."""
+        return {} if self.scheduler is None else {"scheduler": self.scheduler.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue where the checkpoint was saved. Raises :class:`CheckpointError` for another schedule's state."""
+        if "scheduler" in state_dict and self.scheduler is not None:
+            self.scheduler.load_state_dict(state_dict["scheduler"])
+
+
+def _only_optimizer(configured: Any) -> Optimizer:
+    """The one optimizer in what ``configure_optimizers`` returned."""
+    found = configured.get("optimizer") if isinstance(configured, Mapping) else configured
+    if isinstance(found, tuple | list):
+        flat = [one for part in found for one in (part if isinstance(part, tuple | list) else [part])]
+        parts = [one.get("optimizer") if isinstance(one, Mapping) else one for one in flat]
+        optimizers = [one for one in parts if isinstance(one, Optimizer)]
+        if len(optimizers) > 1:
+            raise LifecycleError(f"the callback follows one optimizer, configure_optimizers made {len(optimizers)}")
+        found = optimizers[0] if optimizers else None
+    if not isinstance(found, Optimizer):
+        raise LifecycleError(f"configure_optimizers made no optimizer, but {configured!r}")
+    return found
