@@ -29,7 +29,7 @@ def schedule_text(spec: ScheduleSpec) -> str:
         elif isinstance(value, list) and value:
             lines = [f"{key}:", *(_indented(_dumped([entry]), 2) for entry in value)]
         else:
-            lines = [_dumped({key: value})]
+            lines = [str(yaml.dump({key: value}, Dumper=_Dumper, default_flow_style=False))]
         parts.append("\n".join(line.rstrip("\n") for line in lines))
     return "\n\n".join(parts) + "\n"
 

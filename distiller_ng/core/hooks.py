@@ -123,7 +123,7 @@ class HookDriver(PolicyList):
             masks.project_()
         is_step = hook_fired or self._ends_step(minibatch_id, minibatches_per_epoch)
         if is_step and not self._is_step_begun:  # a loop without optimizer and without the hook before its step
-            self._begin_open_step()
+            self._begin_step(self._locate(epoch, minibatch_id, minibatches_per_epoch))
         self._is_step_begun = True
         self._last_micro_stepped = is_step
         if self._active.listeners["on_minibatch_end"]:

@@ -179,10 +179,11 @@ class PolicyList:
     def _begin_open_step(self) -> None:
         """Look at the stepwise windows, once for the open minibatch: its gradients are complete, the step is next."""
         life = self._lifecycle
-        if self._is_step_begun or life.phase != "minibatch":
-            return
+        if not self._is_step_begun and life.phase == "minibatch":
+            self._begin_step(self._locate(life.epoch, life.minibatch_id, life.minibatches_per_epoch))
+
+    def _begin_step(self, position: TrainPosition) -> None:
         self._is_step_begun = True
-        position = self._locate(life.epoch, life.minibatch_id, life.minibatches_per_epoch)
         for entry in self._active.stepwise:
             entry.advance_step(position, self._context, strict=self.compat == "sparseml")
         if self.masks.has_changes:
