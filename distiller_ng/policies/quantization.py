@@ -97,10 +97,7 @@ class QuantizationPolicy(Policy):
     def listens_to(self, hook: str) -> bool:
         """Nothing in a minibatch, for most quantizers: every forward pass quantizes by itself."""
         if hook == "on_minibatch_begin":
-            return any(
-                epoch is not None and epoch != int(epoch)
-                for epoch in (self.disable_observer_epoch, self.freeze_bn_epoch)
-            )
+            return self.disable_observer_epoch is not None or self.freeze_bn_epoch is not None
         if hook == "on_minibatch_end":
             return not self.quantizer.train_with_fp_copy and self.quantizer.quantizes_parameters
         return super().listens_to(hook)
@@ -116,10 +113,10 @@ class QuantizationPolicy(Policy):
             for text in plan.warnings:
                 warnings.warn(text, ScheduleWarning, stacklevel=3)
         if self.freeze_bn_epoch is not None and not self.quantizer.batch_norms():
-            raise ArgumentError(
-                "the model has no batch norm with running statistics: leave freeze_bn_epoch out",
-                argument=("freeze_bn_epoch",),
-            )
+            message = "the model has no batch norm with running statistics: leave freeze_bn_epoch out"
+            if not self.quantizer.tolerates_missing_norms:
+                raise ArgumentError(message, argument=("freeze_bn_epoch",))
+            warnings.warn(message, ScheduleWarning, stacklevel=3)
 
     def describe(self) -> str:
         """The quantizer's class."""

@@ -73,6 +73,8 @@ class Quantizer(QuantizerPreparation, ABC):
     Raises :class:`ArgumentError` for bits, patterns or settings that cannot be, each with its path.
     """
 
+    #: Whether freezing batch norms where there are none is a warning only.
+    tolerates_missing_norms: ClassVar[bool] = False
     #: Whether zeros (pruned weights) are put back after ``param_quantization_fn``, because it does not map 0 to 0.
     restores_zeros: ClassVar[bool] = False
 
