@@ -30,13 +30,14 @@ from distiller_ng import (
 )
 from distiller_ng.apputils.greedy_filter_pruning import greedy_pruner
 from distiller_ng.checkpoint import load_model
-from distiller_ng.config import config_component_from_file_by_class, dict_config, file_config
+from distiller_ng.config import apply, config_component_from_file_by_class, dict_config, file_config
 from distiller_ng.core.context import StepContext
 from distiller_ng.core.legacy import ScheduledTrainingPolicy
 from distiller_ng.core.masker import ParameterMasker
 from distiller_ng.core.masks import MaskRegistry, create_model_masks_dict
 from distiller_ng.core.policy import LossComponent, Policy, PolicyLoss
 from distiller_ng.core.position import TrainPosition
+from distiller_ng.core.samples import GradientSampler
 from distiller_ng.core.scheduler import CompressionScheduler
 from distiller_ng.core.summary import CompressionSummary
 from distiller_ng.core.window import PolicyWindow
@@ -181,6 +182,7 @@ __all__ = [
     "EarlyExitMgr",
     "ExportError",
     "FilterRemover",
+    "GradientSampler",
     "GraphError",
     "GroupPruner",
     "GroupThresholdMixin",
@@ -214,6 +216,7 @@ __all__ = [
     "activation_channels_l1",
     "activation_channels_means",
     "adjust_dropout",
+    "apply",
     "apputils",
     "assign_layer_fq_names",
     "attributes_summary",

@@ -2,6 +2,7 @@
 
 from distiller_ng.config.api import config_component_from_file_by_class, dict_config, file_config, read_schedule
 from distiller_ng.config.frontends.base import FRONTENDS, Frontend
+from distiller_ng.config.one_shot import apply
 from distiller_ng.config.spec import ComponentSpec, PolicySpec, ScheduleSpec
 from distiller_ng.policies.extensions import EXTENSIONS
 
@@ -12,6 +13,7 @@ __all__ = [
     "Frontend",
     "PolicySpec",
     "ScheduleSpec",
+    "apply",
     "config_component_from_file_by_class",
     "dict_config",
     "file_config",

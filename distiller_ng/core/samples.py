@@ -24,7 +24,7 @@ from distiller_ng.core.resume import capture_rng, loader_generators, restore_rng
 from distiller_ng.errors import ArgumentError, CalibrationError
 from distiller_ng.names import unwrap
 
-__all__ = ["ForwardPass", "GradientSampler", "GradientSamplerLike", "SampleSource"]
+__all__ = ["ForwardPass", "GradientSampler", "GradientSamplerLike", "Loss", "SampleSource"]
 
 #: ``loss(outputs, target)``: a scalar to differentiate.
 Loss: TypeAlias = Callable[[Any, Any], Tensor]

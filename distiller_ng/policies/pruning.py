@@ -14,6 +14,7 @@ from torch import Tensor
 from distiller_ng.core.context import StepContext
 from distiller_ng.core.distributed import broadcast_masks
 from distiller_ng.core.policy import Policy
+from distiller_ng.core.position import TrainPosition
 from distiller_ng.core.window import PolicyWindow
 from distiller_ng.graph.module_flow import batch_norm_pairs, fold_batch_norm_weights
 from distiller_ng.names import ParameterIndex
@@ -48,6 +49,7 @@ class PruningPolicy(Policy):
         self._norms: dict[str, str] | None = None  # batch norm behind each layer, with fold_batchnorm
         self._grouping = GroupMasks(self.pruner, self.args.mask_group is True)
         self._decides_at: int | None = None  # optimizer step of the first epoch, with skip_first_minibatch
+        self._decided_at: TrainPosition | None = None
         self._decision_waits = False  # for the next optimizer step, with decides_before_step
         self._steps = StepHooks(self._before_step, self.pruner.after_step)
         self._watches_steps = self.pruner.decides_before_step or any(
@@ -73,7 +75,7 @@ class PruningPolicy(Policy):
         self._update(ctx)
 
     def _update(self, ctx: StepContext) -> None:
-        self._decision_waits = False
+        self._decision_waits, self._decided_at = False, ctx.position
         self._mask_gradients(ctx, True)
         with self._own_levels():
             self._decide(ctx)
@@ -154,7 +156,8 @@ class PruningPolicy(Policy):
 
     def on_window_end(self, ctx: StepContext) -> None:
         """Finish the last ramp, make masks permanent or release them, and remove the gradient hooks."""
-        if ctx.window.is_fractional and not self.pruner.releases_at_window_end:
+        is_decided = self._decided_at == ctx.position
+        if ctx.window.is_fractional and not (self.pruner.releases_at_window_end or is_decided):
             self._initialize(ctx)
             self._update(ctx)  # the due steps stop short of the end, the planned level must be reached
         self._steps.disarm()

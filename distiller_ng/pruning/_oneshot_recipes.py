@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from distiller_ng.errors import ArgumentError
-from distiller_ng.names import ALL, ALL_PRUNABLE, PATTERN_PREFIX
+from distiller_ng.names import ALL, ALL_PRUNABLE, ALL_PRUNABLE_WITH_EMBEDDINGS, PATTERN_PREFIX
 
 __all__ = ["oneshot_from_recipe", "oneshot_to_recipe"]
 
@@ -30,6 +30,8 @@ def oneshot_from_recipe(properties: Mapping[str, Any], note: Callable[[str], Non
         if arguments.pop(name, None) is not None and name == "sparsity_profile":
             message = "sparsity_profile has no counterpart; for a sparsity by layer by one ranking write scope: global"
             raise ArgumentError(message, argument=("sparsity_profile",))
+    if arguments.get("weights") in (ALL_PRUNABLE_WITH_EMBEDDINGS, [ALL_PRUNABLE_WITH_EMBEDDINGS]):
+        arguments["weights"] = [ALL_PRUNABLE]  # nothing is multiplied with an embedding
     targets, ignored = _listed("targets", arguments), _listed("ignore", arguments)
     if targets or ignored:
         arguments["weights"] = _weights(targets, ignored, note)

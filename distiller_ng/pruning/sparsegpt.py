@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distiller_ng.names import ALL_PRUNABLE
 from distiller_ng.ops.mask_types import MaskTypeLike
 from distiller_ng.ops.sparsegpt import inverse_factor, sparsegpt
 from distiller_ng.pruning._checks import check_number
@@ -33,6 +34,7 @@ _SMALL = 1 << 20  # inputs that are multiplied in float64
         ends="open",
         end_epoch=-1.0,
         update_frequency=0.0,
+        default_params=ALL_PRUNABLE,
         renamed={"dampening_frac": "damp", "mask_structure": "mask_type"},
     ),
 )

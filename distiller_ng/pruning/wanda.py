@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distiller_ng.names import ALL_PRUNABLE
 from distiller_ng.ops.mask_types import MaskTypeLike
 from distiller_ng.pruning._layerwise import LayerwisePruner
 from distiller_ng.pruning._oneshot_recipes import oneshot_from_recipe, oneshot_to_recipe
@@ -27,6 +28,7 @@ __all__ = ["WandaPruner"]
         ends="open",
         end_epoch=-1.0,
         update_frequency=0.0,
+        default_params=ALL_PRUNABLE,
         renamed={"mask_structure": "mask_type"},
     ),
 )

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
-from distiller_ng.config.kinds import kind_of_key
 from distiller_ng.config.loader import OnUnmatched, Options, ScheduleLoader
+from distiller_ng.config.parts import part_of, stages_of
 from distiller_ng.config.spec import ModifierSpec, ScheduleSpec
 from distiller_ng.core.position import TrainPosition
 from distiller_ng.core.scheduler import CompressionScheduler
@@ -74,14 +74,10 @@ def load(spec: ScheduleSpec, module: nn.Module, optimizer: Optimizer | None, giv
 
 def one_shot(spec: ScheduleSpec, module: nn.Module, given: Given) -> CompressionSummary:
     """Every modifier at its end, stage after stage; the summary is that of the last stage."""
-    *before, last = ("",) if spec.recipe is None else spec.recipe.stages or ("",)
+    *before, last = stages_of(spec)
     for stage in before:
-        load(_of_stage(spec, stage), module, None, given).run_once()
-    return load(_of_stage(spec, last), module, None, given).run_once()
-
-
-def _of_stage(spec: ScheduleSpec, stage: str) -> ScheduleSpec:
-    return _only(spec, lambda modifier: modifier.stage == stage) if stage else spec
+        load(stage, module, None, given).run_once()
+    return load(last, module, None, given).run_once()
 
 
 def structure(spec: ScheduleSpec, module: nn.Module, epoch: float, given: Given) -> None:
@@ -91,29 +87,17 @@ def structure(spec: ScheduleSpec, module: nn.Module, epoch: float, given: Given)
         start, end = (float(modifier.properties.get(name, -1)) for name in ("start_epoch", "end_epoch"))
         return modifier.tag in _STRUCTURAL and start <= epoch and (end < 0 or epoch < end)
 
-    part = _only(spec, is_due)
+    part = part_of(spec, is_due)
     if part.policies:
         scheduler = load(part, module, None, given)
         for entry in scheduler.entries:
             scheduler.start_entry(entry, TrainPosition.one_shot())
 
 
-def _only(spec: ScheduleSpec, wanted: Callable[[ModifierSpec], bool]) -> ScheduleSpec:
-    """The part of a recipe whose modifiers are wanted."""
-    modifiers = () if spec.recipe is None else tuple(m for m in spec.recipe.modifiers if wanted(m))
-    places = {modifier.instance for modifier in modifiers}
-    return replace(
-        spec,
-        components=tuple(c for c in spec.components if (c.section, c.name) in places),
-        policies=tuple(p for p in spec.policies if (kind_of_key(p.key).section, p.instance_name) in places),
-        recipe=None if spec.recipe is None else replace(spec.recipe, modifiers=modifiers),
-    )
-
-
 def _with_teacher(spec: ScheduleSpec, teacher: Any) -> tuple[ScheduleSpec, dict[str, nn.Module]]:
     """The spec with the teacher that was given, or without distillation where that is disabled."""
     if teacher == "disable":
-        without = _only(spec, lambda m: m.instance[0] != "distillers")
+        without = part_of(spec, lambda m: m.instance[0] != "distillers")
         if len(without.policies) != len(spec.policies):
             warnings.warn("distillation_teacher='disable': the recipe does not distil", ScheduleWarning, stacklevel=3)
         return without, {}
