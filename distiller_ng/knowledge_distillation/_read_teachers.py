@@ -21,6 +21,7 @@ def read_teachers(
 ) -> list[TeacherSource]:
     """The sources of what a user writes: a name, ``"self"``, ``{"ema": 0.999}``, a module, or a list of these.
 
+    Nothing written means the only one given.
     ``ema`` is short for the third. Raises :class:`ArgumentError` for a name that was not given, for both or none, and
     for the student as its own teacher.
     """
@@ -28,6 +29,8 @@ def read_teachers(
         if teacher is not None:
             raise ArgumentError("give either teacher or ema, not both", argument=("ema",))
         return [OwnTeacher("ema", check_decay(ema, ("ema",)))]
+    if teacher is None and len(teachers) == 1:
+        teacher = next(iter(teachers))
     if teacher is None:
         raise ArgumentError(
             "teacher is missing: a name of file_config(..., teachers={...}), self, or {ema: 0.999}",

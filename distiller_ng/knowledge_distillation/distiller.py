@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from distiller_ng.errors import ArgumentError, did_you_mean
 from distiller_ng.graph.inputs import ExampleInputs, ExampleInputsLike, as_example_inputs
 from distiller_ng.knowledge_distillation._fit import check_places, warn_about_size
 from distiller_ng.knowledge_distillation._read_teachers import read_teachers
+from distiller_ng.knowledge_distillation._recipes import distillation_from_recipe, distillation_to_recipe
 from distiller_ng.knowledge_distillation._settings import (
     read_autocast,
     read_input_keys,
@@ -28,7 +29,7 @@ from distiller_ng.knowledge_distillation.structures import batch_size
 from distiller_ng.knowledge_distillation.teachers import AutocastType, TeacherSource
 from distiller_ng.knowledge_distillation.terms import Terms, TermSum, add_terms, feature_sides, logits_term
 from distiller_ng.knowledge_distillation.weights import read_loss_weights
-from distiller_ng.registry import Registry
+from distiller_ng.registry import RecipeTag, Registry
 
 __all__ = ["DISTILLERS", "Distiller", "KnowledgeDistiller"]
 
@@ -41,7 +42,19 @@ class Distiller:
     name: str
 
 
-@DISTILLERS.register("KnowledgeDistiller", injected=("name", "model", "teachers", "example_inputs"))
+@DISTILLERS.register(
+    "KnowledgeDistiller",
+    injected=("name", "model", "teachers", "example_inputs"),
+    recipe_tag=RecipeTag(
+        "DistillationModifier",
+        start_epoch=-1.0,
+        end_epoch=-1.0,
+        update_frequency=0.0,
+        fixed_frequency=True,
+        params=None,
+        renamed={"distill_output_keys": "output_keys"},
+    ),
+)
 class KnowledgeDistiller(Distiller):
     """Trains a model towards one or more teachers: their logits, the outputs of their layers, or both.
 
@@ -52,8 +65,8 @@ class KnowledgeDistiller(Distiller):
     Source: Geoffrey Hinton, Oriol Vinyals, Jeff Dean, "Distilling the Knowledge in a Neural Network" (2015),
     https://arxiv.org/abs/1503.02531; for layers see each loss.
 
-    ``teacher``: a name among ``teachers``, ``self`` (a frozen copy of the model, taken when the policy begins), or
-    ``{ema: 0.999}`` (a moving average of the model); or a list of these.
+    ``teacher``: a name among ``teachers`` (may be left out where there is only one), ``self`` (a frozen copy of the
+    model, taken when the policy begins), or ``{ema: 0.999}`` (a moving average of the model); or a list of these.
     ``ema``: short for ``teacher: {ema: ...}``.
     ``teacher_weights``: how much each of several teachers counts; they are scaled to sum 1. Default: equally.
     ``temperature``: divides the logits before the softmax; above 0.
@@ -195,6 +208,16 @@ class KnowledgeDistiller(Distiller):
             for pair in self.pairs:
                 add_terms(total, pair.name, self._pair_term(pair, call, given, student), share)
         return total.terms()
+
+    @classmethod
+    def from_recipe(cls, properties: Mapping[str, Any], note: Callable[[str], None]) -> dict[str, Any]:
+        """See :class:`~distiller_ng.registry.RecipeTag`."""
+        return distillation_from_recipe(properties)
+
+    @classmethod
+    def to_recipe(cls, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """See :class:`~distiller_ng.registry.RecipeTag`."""
+        return distillation_to_recipe(arguments)
 
     # -- internals --------------------------------------------------------------------------------------------------
 
