@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from distiller_ng.errors import ArgumentError, TargetError, did_you_mean
 from distiller_ng.graph.functional_calls import call_kind, may_own_calls
+from distiller_ng.modules._recurrent import RecurrentCell, RecurrentStack
 from distiller_ng.names import canonical_name, strip_wrappers, unwrap
 from distiller_ng.ops.modules import has_parts
 
@@ -27,6 +28,7 @@ __all__ = [
 
 # They compute with their submodules' weights, not with the submodules, whose hooks never run.
 _UNITS = (nn.MultiheadAttention,)
+_RETURN_STATES = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, RecurrentStack, RecurrentCell)
 
 
 def watched_modules(
@@ -71,7 +73,7 @@ def input_tensors(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[tuple[
 
 def output_tensors(module: nn.Module, output: Any) -> list[Tensor]:
     """The tensors that make up a module's output: all parts of what a split returns, only the output of an RNN."""
-    if isinstance(module, nn.RNNBase | nn.RNNCellBase | nn.MultiheadAttention) and isinstance(output, tuple | list):
+    if isinstance(module, _RETURN_STATES) and isinstance(output, tuple | list):
         output = output[0]  # what follows is the state, or the attention's weights
     return [leaf for leaf in _leaves(output) if _is_countable(leaf)]
 

@@ -17,6 +17,7 @@ from distiller_ng.data_loggers._watching import CallFilter, watched_modules
 from distiller_ng.errors import ArgumentError, LifecycleError, TargetError, listed
 from distiller_ng.graph.functional_calls import FunctionCall, watching_calls
 from distiller_ng.modules.functional import FunctionModule
+from distiller_ng.modules.recurrent_parts import shown_recurrent_parts
 from distiller_ng.names import unwrap
 from distiller_ng.ops.compiled import forget_compiled_code, uncompiled
 
@@ -62,12 +63,14 @@ class ActivationStatsCollector(ABC):
     With a ReLU called ``relu1`` that once returns 3.5 at most, ``value()`` is ``{"relu1": 3.5}``.
 
     With ``watches_calls`` functions that a module with parts calls in its ``forward`` are seen too, under names such as
-    ``layer1.0.add`` (see :mod:`distiller_ng.graph.functional_calls`), unless ``classes`` selects modules.
+    ``layer1.0.add`` (see :mod:`distiller_ng.graph.functional_calls`), unless ``classes`` selects modules; and
+    ``nn.LSTM`` and ``nn.GRU`` run as what post-training quantization makes of them, so that their parts have statistics
+    (``rnn.cells.0.fc_gate_x``) besides the layer itself.
 
     Raises :class:`ArgumentError` when ``model`` is no module or ``classes`` holds something else than module classes.
     """
 
-    #: Whether functions are watched like modules.
+    #: Whether functions and the parts of recurrent layers are watched like modules.
     watches_calls: ClassVar[bool] = False
 
     def __init__(self, model: nn.Module, stat_name: str, classes: Sequence[type[nn.Module]] | None) -> None:
@@ -115,25 +118,35 @@ class ActivationStatsCollector(ABC):
         """
         if self._handles:
             raise LifecycleError(f"{type(self).__name__} is collecting already: call stop() before start()")
-        modules = watched_modules(self.model, self.classes, modules_list)
-        if not modules:
-            wanted = "modules" if self.classes is None else " or ".join(kind.__name__ for kind in self.classes)
-            logger.warning("%s: the model has no %s to watch", type(self).__name__, wanted)
-        scripted = [name for name, module in modules.items() if isinstance(module, torch.jit.ScriptModule)]
-        if scripted:
-            raise TargetError(
-                f"modules made by torch.jit.script or trace cannot be watched: {listed(scripted)}. Collect from the "
-                "model before it is scripted, or name the others in modules_list",
-                argument=("modules_list",),
-            )
-        for name, module in modules.items():
-            self.start_module(name, module)
-        if self.watches_calls and self.classes is None:
-            self._call_filter = CallFilter.of(self.model, modules_list)
-            watching = ExitStack()
-            watching.enter_context(watching_calls(self.inner_model(), self))
-            self._handles.append(_Removable(watching))
+        with ExitStack() as stack:  # left at once when something raises
+            modules = self._modules_to_watch(modules_list, stack)
+            if not modules:
+                wanted = "modules" if self.classes is None else " or ".join(kind.__name__ for kind in self.classes)
+                logger.warning("%s: the model has no %s to watch", type(self).__name__, wanted)
+            scripted = [name for name, module in modules.items() if isinstance(module, torch.jit.ScriptModule)]
+            if scripted:
+                raise TargetError(
+                    f"modules made by torch.jit.script or trace cannot be watched: {listed(scripted)}. Collect from "
+                    "the model before it is scripted, or name the others in modules_list",
+                    argument=("modules_list",),
+                )
+            for name, module in modules.items():
+                self.start_module(name, module)
+            self._handles.append(_Removable(stack.pop_all()))
         forget_compiled_code()
+
+    def _modules_to_watch(
+        self, modules_list: Iterable[str | nn.Module] | None, stack: ExitStack
+    ) -> dict[str, nn.Module]:
+        """Modules by name; what must be left when watching ends enters ``stack``."""
+        if not (self.watches_calls and self.classes is None):
+            return watched_modules(self.model, self.classes, modules_list)
+        layers = stack.enter_context(shown_recurrent_parts(self.inner_model())).values()
+        modules = watched_modules(self.model, None, modules_list)
+        self._call_filter = CallFilter.of(self.model, modules_list)
+        stack.enter_context(watching_calls(self.inner_model(), self))
+        whole = watched_modules(self.model, [nn.Module], modules_list)
+        return {**modules, **{name: module for name, module in whole.items() if module in layers}}
 
     def start_module(self, name: str, module: nn.Module) -> None:
         """Watch one module."""

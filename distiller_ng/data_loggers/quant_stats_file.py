@@ -24,6 +24,7 @@ from torch import nn
 
 from distiller_ng.data_loggers._watching import inside_units, is_call_name
 from distiller_ng.errors import CalibrationError, did_you_mean, listed
+from distiller_ng.modules.recurrent_parts import shown_recurrent_parts
 from distiller_ng.names import canonical_name, unwrap
 from distiller_ng.ops.files import write_text_atomically
 
@@ -167,7 +168,10 @@ def _plain_tensor(entry: Mapping[str, Any]) -> dict[str, Any]:
 def _compare(stats: QuantStats, model: nn.Module, extra: set[str], allow_missing: bool) -> None:
     modules = {canonical_name(name): module for name, module in model.named_modules(remove_duplicate=False)}
     problems = []
-    unknown = [name for name in stats if name not in modules and name not in extra and not is_call_name(name, modules)]
+    with shown_recurrent_parts(model):  # the parts of an nn.LSTM have statistics too, but need none
+        shown = {canonical_name(name): module for name, module in model.named_modules(remove_duplicate=False)}
+    shown.update(modules)
+    unknown = [name for name in stats if name not in shown and name not in extra and not is_call_name(name, modules)]
     if unknown:
         hint = f" {did_you_mean(unknown[0], modules)}" if len(unknown) == 1 else ""
         problems.append(f"modules that only the statistics have: {listed(unknown)}.{hint}")
@@ -178,7 +182,7 @@ def _compare(stats: QuantStats, model: nn.Module, extra: set[str], allow_missing
     ]
     if missing and not allow_missing:
         problems.append(f"layers that only the model has: {listed(missing)}.")
-    problems += [text for name, entry in stats.items() for text in _misfit(name, entry, modules.get(name))]
+    problems += [text for name, entry in stats.items() for text in _misfit(name, entry, shown.get(name))]
     if problems:
         advice = " (allow_missing=True accepts layers that never run)" if missing and not unknown else ""
         raise CalibrationError(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,6 +16,12 @@ from distiller_ng.data_loggers.quant_stats_file import load_quant_stats
 from distiller_ng.errors import ArgumentError, ScheduleWarning, listed
 from distiller_ng.graph.bn_folding import fold_batch_norms, foldable_pairs
 from distiller_ng.graph.summary_graph import SummaryGraph
+from distiller_ng.modules.recurrent_parts import (
+    RecurrentParts,
+    place_recurrent_parts_,
+    recurrent_parts,
+    shown_recurrent_parts,
+)
 from distiller_ng.names import canonical_name
 from distiller_ng.ops.linear_quantization import LinearQuantMode
 from distiller_ng.quantization._configuration import constructor_arguments, quantization_of
@@ -43,7 +50,13 @@ from distiller_ng.quantization.ptq_fusion import (
 from distiller_ng.quantization.ptq_layout import dummy_input_of, layout_of, stats_of
 from distiller_ng.quantization.ptq_older_order import older_order
 from distiller_ng.quantization.ptq_parameters import LinearQuantParameters
-from distiller_ng.quantization.ptq_replacing import NO_STATISTICS, WrapperFactory, is_wrappable, needs_no_statistics
+from distiller_ng.quantization.ptq_replacing import (
+    NO_STATISTICS,
+    WrapperFactory,
+    is_wrappable,
+    leaves_alone,
+    needs_no_statistics,
+)
 from distiller_ng.quantization.ptq_settings import Clip, Mode, ModuleQuantMode, QuantSettings, parse_clip
 from distiller_ng.quantization.ptq_undo import Undo, leave_fast_paths_
 from distiller_ng.quantization.quant_params import ClipMode
@@ -140,9 +153,13 @@ class PostTrainLinearQuantizer(LinearQuantParameters, Quantizer):
         self._factory = WrapperFactory(defaults, bits_accum)
         self.model_activation_stats: dict[str, dict[str, Any]] | None = None
         self._functions: Functions = {}
+        self._recurrent: RecurrentParts = {}
+        self._has_parts = False  # whether functions and parts of recurrent layers are in the model for good
         if model_activation_stats is not None and isinstance(model, nn.Module):
             self.model_activation_stats = load_quant_stats(model_activation_stats, model)
             self._functions = functions_in_stats(model, self.model_activation_stats)
+        if isinstance(model, nn.Module):
+            self._recurrent = self._recurrent_layers(model, overrides)
         super().__init__(model, None, bits_activations, bits_parameters, bits_accum, overrides)
 
     @classmethod
@@ -155,25 +172,49 @@ class PostTrainLinearQuantizer(LinearQuantParameters, Quantizer):
 
     # -- plan ----------------------------------------------------------------------------------------------------------
 
+    def _recurrent_layers(self, model: nn.Module, overrides: Any) -> RecurrentParts:
+        """What recurrent layers become: those whose parts have statistics or need none, unless an override that is
+        null or sets bits to null names the layer itself.
+        """
+        stats, found = self.model_activation_stats, recurrent_parts(model)
+        given = overrides.items() if isinstance(overrides, Mapping) else ()
+        kept = {canonical_name(str(key)) for key, entry in given if leaves_alone(entry)}
+        return {
+            name: part
+            for name, part in found.items()
+            if canonical_name(name) not in kept
+            and (stats is None or any(known.startswith(f"{canonical_name(name)}.") for known in stats))
+        }
+
+    @contextmanager
+    def _shown(self, functions: Functions) -> Iterator[None]:
+        """Inside, the model has the modules it will be prepared with."""
+        if self._has_parts:
+            yield
+            return
+        with shown_recurrent_parts(self.model, self._recurrent), shown_functions(self.model, functions):
+            yield
+
     def _assign_overrides(self) -> Planner:
         """Functions that the statistics name are there to be matched; without statistics, any that may exist."""
         if self.model_activation_stats is not None:
-            with shown_functions(self.model, self._functions):
+            with self._shown(self._functions):
                 return super()._assign_overrides()
         possible = possible_functions(self.model, self._overrides.settings)
-        with shown_functions(self.model, possible):
+        with self._shown(possible):
             planner = super()._assign_overrides()
         for name in possible:
             del self.module_qbits_map[name], self.module_overrides_map[name]
         return planner
 
     def plan(self, model: nn.Module | None = None) -> QuantPlan:
-        """As every quantizer's; functions that the model calls are among the modules, as far as they are known.
+        """As every quantizer's; functions that the model calls and the parts of its recurrent layers are among the
+        modules, as far as they are known.
 
-        Those are the ones that the statistics name; once the model is prepared, all. What stays in floating point has
+        Functions are those that the statistics name; once the model is prepared, all. What stays in floating point has
         a note that says why.
         """
-        with shown_functions(self.model, self._functions):
+        with self._shown(self._functions):
             plan = super().plan(model)
         return plan.with_left(self._factory.left)
 
@@ -220,6 +261,8 @@ class PostTrainLinearQuantizer(LinearQuantParameters, Quantizer):
         """
         if self.layout and self.model_activation_stats is None:  # a checkpoint's
             self.model_activation_stats = stats_of(self.layout)
+            self._functions = functions_in_stats(self.model, self.model_activation_stats or {})
+            self._recurrent = self._recurrent_layers(self.model, self.overrides)
         if dummy_input is None and not self._cannot_be_traced():
             dummy_input = dummy_input_of(self.model, self.layout)
         if dummy_input is None and not self.is_prepared and not self._cannot_be_traced():
@@ -244,14 +287,16 @@ class PostTrainLinearQuantizer(LinearQuantParameters, Quantizer):
             return super().prepare_model(dummy_input)
         except BaseException:
             undo()
-            self.model_activation_stats, self.layout = stats, layout
+            self.model_activation_stats, self.layout, self._has_parts = stats, layout, False
             raise
 
     def _attach_functions(self, dummy_input: Any) -> None:
         """Make the functions that the model calls its modules, with the bits and settings that overrides give them."""
+        place_recurrent_parts_(self.model, self._recurrent)
         if dummy_input is not None:
             self._functions = {**self._functions, **functions_called(self.model, dummy_input)}
         attach_functions_(self.model, self._functions)
+        self._has_parts = True
         self._planner = planner = Planner.of(self.model, self._overrides)
         for name, module in self._functions.items():
             key = planner.rules.get(name)
@@ -260,7 +305,7 @@ class PostTrainLinearQuantizer(LinearQuantParameters, Quantizer):
             self.module_overrides_map[name] = dict(rest)
 
     def _cannot_be_traced(self) -> bool:
-        modules = self.model.modules()
+        modules = [*self.model.modules(), *self._recurrent.values()]
         return any(is_called(module, "DistillerLSTM") and getattr(module, "bidirectional", False) for module in modules)
 
     def _pre_prepare_model(self, dummy_input: Any) -> None:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from distiller_ng.graph.summary_graph import AdjacentsEntry
+from distiller_ng.modules._recurrent import RecurrentCell, RecurrentStack
 from distiller_ng.names import canonical_name
 
 __all__ = ["Fusion", "clip_statistics", "clipped", "fold_statistics_", "functional_operations", "fusions"]
@@ -25,6 +26,9 @@ _ARITHMETIC = frozenset(
         *("HardSwish", "Gelu", "Erf", "Exp", "Sqrt", "Pow"),
     }
 )
+
+
+_UNITS = (nn.MultiheadAttention, RecurrentStack, RecurrentCell)
 
 
 class Fusion(NamedTuple):
@@ -113,11 +117,11 @@ def fold_statistics_(stats: dict[str, dict[str, Any]], pairs: list[tuple[str, st
 
 
 def functional_operations(model: nn.Module, adjacency: Mapping[str, AdjacentsEntry]) -> list[str]:
-    """``name (type)`` of arithmetic that belongs to no module of its own, nor to attention, which only tracing sees."""
+    """``name (type)`` of arithmetic that belongs to no module of its own, nor to attention or recurrent layers."""
     leaves = {
         canonical_name(name)
         for name, module in model.named_modules(remove_duplicate=False)
-        if name and (isinstance(module, nn.MultiheadAttention) or next(module.children(), None) is None)
+        if name and (isinstance(module, _UNITS) or next(module.children(), None) is None)
     }
     return [
         f"{name} ({entry.op_meta.type})"

@@ -31,7 +31,7 @@ from distiller_ng.quantization.range_linear_fake import (
 from distiller_ng.quantization.range_linear_output import OutputGrid, is_called
 from distiller_ng.quantization.range_linear_params import RangeLinearQuantParamLayerWrapper
 
-__all__ = ["NO_STATISTICS", "WrapperFactory", "is_wrappable", "needs_no_statistics"]
+__all__ = ["NO_STATISTICS", "WrapperFactory", "is_wrappable", "leaves_alone", "needs_no_statistics"]
 
 _COMBINING = {
     "Concat": RangeLinearQuantConcatWrapper,
@@ -58,6 +58,14 @@ def is_wrappable(module: nn.Module) -> bool:
 def needs_no_statistics(module: nn.Module) -> bool:
     """Whether it can be quantized dynamically."""
     return is_quantizable(module) or is_called(module, "Matmul", "BatchMatmul")
+
+
+def leaves_alone(override: Any) -> bool:
+    """Whether an override says that nothing of a module is quantized: null, or null for all bits."""
+    if override is None:
+        return True
+    bits = ("bits_weights", "bits_activations")
+    return isinstance(override, Mapping) and all(key in override and override[key] is None for key in bits)
 
 
 @dataclass
