@@ -7,41 +7,11 @@ import pytest
 L = pytest.importorskip("lightning.pytorch")  # an optional test group
 
 import torch  # noqa: E402
+from integration_runs import PLATEAU, SCHEDULE, by_hand, loader, network  # noqa: E402
 from torch import nn  # noqa: E402
-from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
 
-from distiller_ng import dict_config  # noqa: E402
 from distiller_ng.errors import ArgumentError, LifecycleError, ScheduleError  # noqa: E402
 from distiller_ng.integrations.lightning import CompressionCallback  # noqa: E402
-
-SCHEDULE = {
-    "pruners": {
-        "agp": {
-            "class": "AutomatedGradualPruner",
-            "initial_sparsity": 0.1,
-            "final_sparsity": 0.75,
-            "weights": ["0.weight"],
-        }
-    },
-    "regularizers": {"l1": {"class": "L1Regularizer", "reg_regims": {"2.weight": 0.05}}},
-    "lr_schedulers": {"step": {"class": "StepLR", "step_size": 1, "gamma": 0.5}},
-    "policies": [
-        {"pruner": {"instance_name": "agp"}, "starting_epoch": 0, "ending_epoch": 3, "frequency": 1},
-        {"regularizer": {"instance_name": "l1"}, "starting_epoch": 0, "ending_epoch": 4, "frequency": 1},
-        {"lr_scheduler": {"instance_name": "step"}, "starting_epoch": 0, "ending_epoch": 4, "frequency": 1},
-    ],
-}
-
-
-def network() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
-
-
-def loader() -> DataLoader:
-    generator = torch.Generator().manual_seed(1)
-    inputs = torch.randn(24, 6, generator=generator)
-    return DataLoader(TensorDataset(inputs, (inputs.sum(1) > 0).long()), batch_size=4)
 
 
 class Module(L.LightningModule):
@@ -64,19 +34,6 @@ def trainer(folder, callback, epochs=4, **more):
         max_epochs=epochs, callbacks=[callback], accelerator="cpu", logger=False, default_root_dir=folder,
         enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, **more,
     )  # fmt: skip
-
-
-def by_hand(epochs: int = 4, accumulate: int = 1) -> nn.Sequential:
-    model = network()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.4, momentum=0.9)
-    scheduler = dict_config(model, optimizer, SCHEDULE)
-    for _ in scheduler.epochs(epochs):
-        for inputs, labels in scheduler.minibatches(loader(), accumulate=accumulate):
-            scheduler.backward(nn.functional.cross_entropy(model(inputs), labels))
-            if scheduler.should_step:
-                optimizer.step()
-                optimizer.zero_grad()
-    return model
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -126,25 +83,18 @@ def test_names_begin_at_the_lightning_module_without_module():
 
 
 def test_metrics_reach_plateaus(tmp_path):
-    schedule = {
-        "lr_schedulers": {"plateau": {"class": "ReduceLROnPlateau", "mode": "min", "factor": 0.1, "patience": 0}},
-        "policies": [
-            {"lr_scheduler": {"instance_name": "plateau"}, "starting_epoch": 0, "ending_epoch": 9, "frequency": 1}
-        ],
-    }
-
     class Flat(Module):
         def training_step(self, batch, index):
             loss = super().training_step(batch, index)
             self.log("flat", 1.0)
             return loss
 
-    module, callback = Flat(), CompressionCallback(schedule, monitor={"min": "flat"})
+    module, callback = Flat(), CompressionCallback(PLATEAU, monitor={"min": "flat"})
     runner = trainer(tmp_path, callback, epochs=3)
     runner.fit(module, loader())
     assert runner.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.004)
     with pytest.raises(ArgumentError, match="nothing was logged as 'other'"):
-        trainer(tmp_path, CompressionCallback(schedule, monitor={"min": "other"})).fit(Flat(), loader())
+        trainer(tmp_path, CompressionCallback(PLATEAU, monitor={"min": "other"})).fit(Flat(), loader())
 
 
 class Manual(Module):

@@ -1,0 +1,138 @@
+"""The transformers Trainer against the same training in a loop of our own."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+transformers = pytest.importorskip("transformers")  # an optional test group
+pytest.importorskip("accelerate")
+
+import torch  # noqa: E402
+from integration_runs import PLATEAU, SCHEDULE, by_hand, network, samples  # noqa: E402
+from torch import nn  # noqa: E402
+
+from distiller_ng.errors import ArgumentError, CheckpointError, LifecycleError, ScheduleError  # noqa: E402
+from distiller_ng.integrations.transformers import compress_trainer  # noqa: E402
+
+
+class Classifier(nn.Module):
+    """What the Trainer expects: named inputs, and an output with a loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = network()
+
+    def forward(self, inputs, labels=None):
+        logits = self.body(inputs)
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+class InOrder(transformers.Trainer):
+    """Reads the samples in their order, as the loop does that it is compared with."""
+
+    def _get_train_sampler(self, *_):
+        return torch.utils.data.SequentialSampler(samples())
+
+
+def trainer(folder, *, kind=InOrder, optimizer=None, **arguments):
+    settings = {"per_device_train_batch_size": 4, "num_train_epochs": 4, "max_grad_norm": 0.0} | arguments
+    model = Classifier()
+    optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=0.4, momentum=0.9)
+    return kind(
+        model=model,
+        args=transformers.TrainingArguments(
+            folder, use_cpu=True, report_to=[], disable_tqdm=True, logging_strategy="no", **settings
+        ),
+        train_dataset=[{"inputs": x, "labels": y} for x, y in samples()],
+        eval_dataset=[{"inputs": x, "labels": y} for x, y in samples()],
+        optimizers=(optimizer, None),
+    )
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_trainer_trains_what_a_loop_of_our_own_trains(tmp_path, accumulate):
+    one = trainer(tmp_path, gradient_accumulation_steps=accumulate, save_strategy="no")
+    compression = compress_trainer(one, SCHEDULE, module="body")
+    one.train()
+    expected = by_hand(accumulate=accumulate).state_dict()
+    for name, value in one.model.body.state_dict().items():
+        assert torch.allclose(value, expected[name], atol=1e-6), name
+    assert (one.model.body[0].weight == 0).sum() == 36
+    assert compression.summary is not None
+
+
+def test_training_resumed_from_a_checkpoint_is_the_same(tmp_path):
+    first = trainer(tmp_path, save_strategy="epoch")
+    compress_trainer(first, SCHEDULE, module="body")
+    first.train()
+    second = trainer(tmp_path / "second", save_strategy="no")
+    compress_trainer(second, SCHEDULE, module="body")
+    second.train(resume_from_checkpoint=str(tmp_path / "checkpoint-12"))
+    expected = first.model.body.state_dict()
+    for name, value in second.model.body.state_dict().items():
+        assert torch.allclose(value, expected[name], atol=1e-6), name
+    (tmp_path / "checkpoint-12" / "distiller_ng.pt").unlink()
+    third = trainer(tmp_path / "third", save_strategy="no")
+    compress_trainer(third, SCHEDULE, module="body")
+    with pytest.raises(CheckpointError, match="saved without a schedule"):
+        third.train(resume_from_checkpoint=str(tmp_path / "checkpoint-12"))
+
+
+def test_names_begin_at_the_model_without_module(tmp_path):
+    with pytest.raises(ScheduleError, match=r"Did you mean 'body\.0\.weight'"):
+        compress_trainer(trainer(tmp_path), SCHEDULE)
+    with pytest.raises(ArgumentError, match="has no module 'head'"):
+        compress_trainer(trainer(tmp_path), SCHEDULE, module="head")
+
+
+def test_metrics_of_the_evaluation_reach_plateaus(tmp_path):
+    class Flat(InOrder):
+        def evaluation_loop(self, *args, **kwargs):
+            output = super().evaluation_loop(*args, **kwargs)
+            output.metrics["eval_flat"] = 1.0
+            return output
+
+    one = trainer(tmp_path, kind=Flat, eval_strategy="epoch", save_strategy="no", num_train_epochs=3)
+    compress_trainer(one, PLATEAU, monitor={"min": "eval_flat"})
+    one.train()
+    assert one.optimizer.param_groups[0]["lr"] == pytest.approx(0.004)
+    other = trainer(tmp_path, eval_strategy="epoch", save_strategy="no")
+    compress_trainer(other, PLATEAU, monitor={"min": "eval_flat"})
+    with pytest.raises(ArgumentError, match="has no 'eval_flat'"):
+        other.train()
+
+
+def test_engines_that_own_the_step_are_refused_by_name(tmp_path):
+    one = trainer(tmp_path)
+    one.args.deepspeed = {"zero_optimization": {"stage": 2}}
+    with pytest.raises(LifecycleError, match="deepspeed"):
+        compress_trainer(one, SCHEDULE, module="body")
+
+
+def test_a_real_text_classifier_is_pruned(tmp_path):
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, num_labels=2
+    )
+    model = transformers.BertForSequenceClassification(config)
+    texts = [{"input_ids": torch.randint(1, 40, (6,)), "labels": torch.tensor(number % 2)} for number in range(16)]
+    one = transformers.Trainer(
+        model=model,
+        args=transformers.TrainingArguments(
+            tmp_path, use_cpu=True, report_to=[], disable_tqdm=True, num_train_epochs=3, save_strategy="no"
+        ),
+        train_dataset=texts,
+    )
+    schedule = {
+        "pruners": {"p": {"class": "AutomatedGradualPruner", "initial_sparsity": 0.0, "final_sparsity": 0.5,
+                          "weights": [r"re:bert\.encoder\..*dense\.weight"]}},
+        "policies": [{"pruner": {"instance_name": "p"}, "starting_epoch": 0, "ending_epoch": 2, "frequency": 1}],
+    }  # fmt: skip
+    compression = compress_trainer(one, schedule)
+    one.train()
+    dense = [layer for name, layer in model.bert.encoder.named_modules() if name.endswith("dense")]
+    assert [float((layer.weight == 0).float().mean()) for layer in dense] == [0.5] * 3
+    assert compression.summary is not None
