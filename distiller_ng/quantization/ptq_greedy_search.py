@@ -19,18 +19,18 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-import yaml
 from torch import nn
 
 from distiller_ng.data_loggers.collecting import collect_quant_stats
 from distiller_ng.data_loggers.quant_stats_file import QuantStats, load_quant_stats
 from distiller_ng.errors import ArgumentError, CalibrationError, did_you_mean
 from distiller_ng.graph.bn_folding import fold_batch_norms, foldable_pairs
+from distiller_ng.graph.inputs import as_example_inputs
 from distiller_ng.graph.summary_graph import SummaryGraph
 from distiller_ng.names import canonical_name, unwrap
-from distiller_ng.ops.files import write_text_atomically
 from distiller_ng.quantization.post_train import PostTrainLinearQuantizer
 from distiller_ng.quantization.ptq_fusion import fold_statistics_
+from distiller_ng.quantization.ptq_overrides_file import Override, load_overrides, save_overrides
 from distiller_ng.quantization.ptq_undo import Undo
 from distiller_ng.quantization.range_linear_params import RangeLinearQuantParamLayerWrapper
 from distiller_ng.quantization.range_linear_wrappers import RangeLinearQuantWrapper
@@ -46,7 +46,6 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-Override: TypeAlias = "dict[str, Any]"
 OverrideFn: TypeAlias = "Callable[[nn.Module], Iterator[Mapping[str, Any]]]"
 EvalFn: TypeAlias = "Callable[[nn.Module], Any]"
 
@@ -119,7 +118,7 @@ def ptq_greedy_search(
     try:
         search = _Greedy(model, dummy_input, eval_fn, calib_eval_fn or eval_fn, options)
         search.begin(act_stats, fold_sequences)
-        for name in search.order(recurrent):
+        for name in search.order():
             search.decide(name, module_override_gen_fn, input_override_gen_fn)
         quantized = search.finish()
     finally:
@@ -130,26 +129,6 @@ def ptq_greedy_search(
         path = Path(save_dir or ".") / f"{arch or 'model'}.ptq_greedy_search.yaml"
         logger.info("overrides: %s", save_overrides(path, search.best))
     return quantized, search.best
-
-
-def save_overrides(path: str | os.PathLike[str], overrides: Mapping[str, Mapping[str, Any]]) -> Path:
-    """Write overrides as YAML in one step; :func:`load_overrides` reads them. The path."""
-    plain = {name: dict(entry) for name, entry in overrides.items()}
-    return write_text_atomically(path, yaml.safe_dump(plain, sort_keys=False))
-
-
-def load_overrides(path: str | os.PathLike[str]) -> OrderedDict[str, Override]:
-    """Overrides as :func:`save_overrides` wrote them, for ``PostTrainLinearQuantizer(model, overrides=...)``.
-
-    Raises ``FileNotFoundError``, and :class:`ArgumentError` for a file of another form.
-    """
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ArgumentError(f"{os.fspath(path)} is no valid YAML: {error}", argument=("overrides",)) from error
-    if not isinstance(content, dict) or not all(isinstance(entry, dict) for entry in content.values()):
-        raise ArgumentError(f"{os.fspath(path)} holds no overrides: a mapping of names to settings is needed")
-    return OrderedDict(content)
 
 
 class _Greedy:
@@ -166,6 +145,7 @@ class _Greedy:
         self.best: OrderedDict[str, Override] = OrderedDict()
         self.undecided: list[str] = []
         self.wrappers: dict[str, RangeLinearQuantWrapper] = {}
+        self.running: list[str] = []
         self.firsts: set[str] = set()
 
     def begin(self, act_stats: Any, fold_sequences: bool) -> None:
@@ -186,28 +166,33 @@ class _Greedy:
         probe = self._prepared({}, everything=True)
         found = ((canonical_name(name), module) for name, module in probe.model.named_modules())
         self.wrappers = {name: module for name, module in found if isinstance(module, RangeLinearQuantWrapper)}
+        self.running = self._running_order(probe.model)
         adjacency = SummaryGraph(self.model, self.dummy_input).adjacency_map()
         self.firsts = {canonical_name(name) for name, entry in adjacency.items() if not entry.predecessors}
 
-    def order(self, recurrent: bool) -> list[str]:
+    def _running_order(self, model: nn.Module) -> list[str]:
+        """The wrappers that run, functions among them, in the order of their first calls."""
+        called: dict[str, None] = {}
+        handles = [
+            wrapper.register_forward_pre_hook(lambda *_, name=name: called.setdefault(name))
+            for name, wrapper in self.wrappers.items()
+        ]
+        inputs = as_example_inputs(self.dummy_input)
+        with torch.no_grad():
+            model(*inputs.args, **inputs.kwargs)
+        for handle in handles:
+            handle.remove()
+        return list(called)
+
+    def order(self) -> list[str]:
         """Layers to decide on, in the order they run; raises :class:`ArgumentError` for unknown layers to leave out."""
         left_out = [canonical_name(name) for name in self.options.get("qe_no_quant_layers") or ()]
         for name in left_out:
             if name not in self.wrappers:
                 message = f"{name!r} is no layer that can be quantized. {did_you_mean(name, self.wrappers)}"
                 raise ArgumentError(message, argument=("qe_no_quant_layers",))
-        known = [canonical_name(name) for name in layers_quant_order(self.model, self.dummy_input, recurrent)]
-        place = {name: index for index, name in enumerate(known)}
-        wanted = [name for name in self.wrappers if name not in left_out]
-        self.undecided = sorted(wanted, key=lambda name: place.get(name, self._place_of_function(name, place)))
+        self.undecided = [name for name in self.running if name not in left_out]
         return list(self.undecided)
-
-    @staticmethod
-    def _place_of_function(name: str, place: Mapping[str, int]) -> float:
-        """Functions come right behind the last module of the module that calls them."""
-        owner = name.rpartition(".")[0]
-        inside = [index for other, index in place.items() if not owner or other.startswith(f"{owner}.")]
-        return max(inside, default=len(place)) + 0.5
 
     def decide(self, name: str, modules_fn: OverrideFn | None, inputs_fn: OverrideFn | None) -> None:
         """Try every override for one layer and keep the best."""

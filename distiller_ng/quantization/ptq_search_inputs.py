@@ -79,6 +79,10 @@ class LayerInputs:
         """The layer's positional arguments; raises :class:`CalibrationError` where they are not known."""
         return self._recorders[name].joined(name)
 
+    def settings(self, name: str) -> dict[str, Any]:
+        """The layer's keyword arguments: settings of a function, never tensors."""
+        return dict(self._recorders[name].settings)
+
     def reference(self, name: str) -> nn.Module | None:
         """The layer in floating point; None where the quantized model alone has it."""
         return self._references.get(name)
@@ -91,24 +95,30 @@ class _Recorder:
         self._left, self._size = samples, size
         self._calls: list[tuple[Any, ...]] = []
         self._obstacle = "it did not run"
+        self.settings: dict[str, Any] = {}
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if kwargs or not args or not all(isinstance(one, Tensor) and one.dim() for one in args):
+        other = any(isinstance(one, Tensor) for one in kwargs.values())
+        if other or not args or not all(isinstance(one, Tensor) and one.dim() for one in args):
             self._obstacle = "it is not called with tensors alone"
             self._calls.clear()
             self._left = 0
             return
         if self._left == 0:
             return
+        self.settings = kwargs
         count = len(args[0])
         if self._size is not None and self._left is not None:
             one = sum(tensor.numel() * tensor.element_size() for tensor in args) // max(count, 1)
             self._left = max(1, min(self._left, self._size // max(one, 1)))
             self._size -= min(self._left, count) * one
         taken = count if self._left is None else min(self._left, count)
-        if taken < count and not all(len(one) == count for one in args):
-            taken = count  # arguments that do not share a batch dimension stay whole
-        self._calls.append(tuple(one.detach().as_subclass(Tensor)[:taken].clone() for one in args))
+        if not _share_a_batch(args):
+            if self._calls:
+                return
+            taken = count  # such arguments stay whole, and one call of them is enough
+        plain = [one.detach().as_subclass(Tensor) for one in args]
+        self._calls.append(tuple((one if taken == count else one[:taken]).clone() for one in plain))
         if self._left is not None:
             self._left = max(0, self._left - taken)
 
@@ -116,9 +126,14 @@ class _Recorder:
         if not self._calls:
             raise CalibrationError(f"the inputs of {name!r} are not known: {self._obstacle}")
         shapes = {tuple(tuple(one.shape[1:]) for one in call) for call in self._calls}
-        if len(shapes) > 1:
+        if len(shapes) > 1 or len(self._calls) == 1:
             return self._calls[0]  # batches of other shapes cannot be joined
         return tuple(torch.cat(column) for column in zip(*self._calls, strict=True))
+
+
+def _share_a_batch(args: tuple[Any, ...]) -> bool:
+    """Whether the first dimension of all tensors counts the same samples; not where one is broadcast."""
+    return len({(one.dim(), len(one)) for one in args}) == 1
 
 
 def _modules(model: nn.Module) -> dict[str, nn.Module]:

@@ -162,7 +162,7 @@ def init_layer_linear_quant_params(
         return OrderedDict()
     if inputs is None:
         inputs = LayerInputs.collect(original_model, quantizer.model, [name], eval_fn)
-    loss = _OutputLoss(layer, inputs.of(name), inputs.reference(name), mode)
+    loss = _OutputLoss(layer, inputs, name, mode)
     return optimize_for_layer(layer, loss, space, init_mode_method, search_clipping)
 
 
@@ -232,12 +232,13 @@ class _OutputLoss:
     What quantizes the inputs belongs to the layers before.
     """
 
-    def __init__(self, layer: OutputGrid, inputs: tuple[Any, ...], reference: nn.Module | None, loss: LossFn) -> None:
-        self._kept, self._loss = inputs, loss
+    def __init__(self, layer: OutputGrid, inputs: LayerInputs, name: str, loss: LossFn) -> None:
+        self._kept, self._settings, self._loss = inputs.of(name), inputs.settings(name), loss
         self._in_place = any(getattr(module, "inplace", False) for module in layer.modules())
+        reference = inputs.reference(name)
         module = layer.wrapped_module if reference is None else reference
         with torch.no_grad():
-            expected = module(*self._inputs())
+            expected = module(*self._inputs(), **self._settings)
         if not isinstance(expected, Tensor) or not expected.is_floating_point():
             raise CalibrationError(f"the output of {type(module).__name__} is no tensor")
         self._expected = expected.clamp(min=0) if layer.fuses_relu else expected
@@ -252,7 +253,7 @@ class _OutputLoss:
             wrapper.quantize_inputs = False
         try:
             with torch.no_grad():
-                output = layer(*self._inputs())
+                output = layer(*self._inputs(), **self._settings)
         finally:
             if wrapper is not None:
                 wrapper.quantize_inputs = before

@@ -155,6 +155,19 @@ def test_all_inputs_come_from_one_pass(trained):
     assert inputs.reference("conv1") is model.conv1
 
 
+def test_arguments_without_a_batch_stay_whole():
+    class Shifted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.add, self.shift = EltwiseAdd(), nn.Parameter(torch.ones(6, 6))
+
+        def forward(self, x):
+            return self.add(x, self.shift)
+
+    x, shift = lapq.get_input_for_layer(Shifted(), "add", lambda model: [model(batch) for batch in IMAGES.split(8)])
+    assert (x.shape, shift.shape) == ((8, 1, 6, 6), (6, 6))
+
+
 def test_a_layer_is_optimized_for_a_function():
     layer = RangeLinearQuantParamLayerWrapper(nn.Linear(2, 2), 8, 8, activation_stats={
         "inputs": {0: {"min": -1, "max": 1}}, "output": {"min": -1, "max": 1}
@@ -348,6 +361,26 @@ def test_a_range_from_zero_on_may_be_asymmetric():
     quantizer = PostTrainLinearQuantizer(model, 4, 4, mode=mode)
     _, best = lapq.ptq_coordinate_search(quantizer, IMAGES[:1], lambda model: model(IMAGES).sum(), maxfev=3)
     assert "0.output_scale" in best
+
+
+def test_functions_in_forward_take_part():
+    class Functional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(1, 4, 3, padding=1), nn.Linear(8, 3)
+
+        def forward(self, x):
+            y = F.relu(self.conv(x))
+            y = torch.cat([y + x, y], 1)
+            return F.softmax(self.fc(F.adaptive_avg_pool2d(y, 1).flatten(1)), dim=-1)
+
+    torch.manual_seed(0)
+    model = Functional().eval()
+    with torch.no_grad():
+        targets = model(IMAGES)
+    quantizer = PostTrainLinearQuantizer(model, 4, 4)
+    _, best = lapq.ptq_coordinate_search(quantizer, IMAGES[:1], loss_of(targets), maxfev=5, init_mode="L2")
+    assert {"add.output_scale", "cat.output_scale", "softmax.output_scale", "conv.w_scale"} <= set(best)
 
 
 def test_the_schedules_of_lapq(trained, tmp_path):

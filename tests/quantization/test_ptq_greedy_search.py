@@ -105,6 +105,22 @@ def collected(model):
     return collect_quant_stats(model, lambda model: model.eval()(IMAGES))
 
 
+def test_functions_are_decided_where_they_run():
+    class Functional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv1, self.conv2, self.fc = nn.Conv2d(1, 4, 1), nn.Conv2d(4, 4, 1), nn.Linear(144, 3)
+
+        def forward(self, x):
+            y = F.relu(self.conv1(x))
+            return self.fc((self.conv2(y) + y).flatten(1))
+
+    torch.manual_seed(0)
+    model = Functional().eval()
+    _, overrides = ptq_greedy_search(model, IMAGES[:1], score_against(model))
+    assert list(overrides) == ["conv1", "conv2", "add", "fc"]
+
+
 def test_it_is_not_worse_than_no_clipping(net):
     def three_bits(module):
         for clip in ("NONE", "AVG", "GAUSS", "LAPLACE"):
