@@ -30,13 +30,18 @@ def translation_table(*, clips_integers: bool = True) -> dict[Any, Callable[...,
 
     def fake_quantize(x: Any, scale: Any, zero_point: Any, axis: int | None, qmin: int, qmax: int) -> Any:
         along = {} if axis is None else {"axis": axis}
-        is_short, is_cut = clips_integers and zero_point.dtype in short, (qmin, qmax) != full[zero_point.dtype]
+        # OpenVINO computes nonsense for QuantizeLinear of 16 bits: rounding in floating point says the same.
+        is_wide = not clips_integers and zero_point.dtype not in short
+        is_short = clips_integers and zero_point.dtype in short
+        is_cut = is_wide or (qmin, qmax) != full[zero_point.dtype]
         if axis is None:
             scale, zero_point = op.Squeeze(scale), op.Squeeze(zero_point)
         ends = [op.Constant(value_int=end) for end in (qmin, qmax)] if is_cut else []
-        if is_cut and not is_short:  # runtimes clip no integers of 16 bits
+        if is_cut and not is_short:  # ONNX Runtime clips no integers of 16 bits
             offset = op.Cast(zero_point, to=kind.FLOAT)
             x = op.Clip(x, *(op.Mul(op.Sub(op.Cast(end, to=kind.FLOAT), offset), scale) for end in ends))
+        if is_wide:
+            return op.Mul(op.Round(op.Div(x, scale)), scale)
         integers = op.QuantizeLinear(x, scale, zero_point, **along)
         if is_cut and is_short:
             # Not before rounding: a clip between a layer and its rounding keeps the two from being one kernel.

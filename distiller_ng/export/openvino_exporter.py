@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from distiller_ng.errors import ExportError
+from distiller_ng.export._onnx_precision import openvino_layers
 from distiller_ng.export._onnx_writing import onnx_bytes
 from distiller_ng.export.onnx_exporter import OnnxOptions, float_bytes, lowered, obstacles, output_steps
 from distiller_ng.export.openvino_runtime import OpenVinoModule
@@ -39,7 +40,7 @@ class OpenVinoExporter(Exporter):
             graph = lowered(model, example_inputs, OnnxOptions.parse(options))
         except ExportError as error:
             return [str(error)]
-        floating = [f"layer {one.name!r}: {one.reason}" for one in graph.layers if not one.is_quantized]
+        floating = [f"layer {one.name!r}: {one.reason}" for one in openvino_layers(graph) if not one.is_quantized]
         return [*obstacles(graph), *floating, *graph.notes]
 
     def export(
@@ -72,7 +73,7 @@ class OpenVinoExporter(Exporter):
             () if path is None else files,
             size,
             float_bytes(model),
-            graph.layers,
+            openvino_layers(graph),
             graph.notes,
             agreement,
             module,
@@ -83,10 +84,18 @@ class OpenVinoExporter(Exporter):
 def _converted(openvino: Any, content: bytes, folder: Path) -> Any:
     source = folder / "model.onnx"
     source.write_bytes(content)
+    failures: tuple[type[Exception], ...] = (RuntimeError, *_conversion_failures())
     try:
         return openvino.convert_model(str(source))
-    except RuntimeError as error:
-        raise ExportError(f"OpenVINO cannot read the model: {error}") from error
+    except failures as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise ExportError(f"OpenVINO cannot read the model: {' '.join(lines[-3:])}") from error
+
+
+def _conversion_failures() -> tuple[type[Exception], ...]:
+    """What OpenVINO's reader of ONNX raises; none of it is a ``RuntimeError``."""
+    frontend: Any = require("openvino.frontend", "openvino", "exporting to OpenVINO")
+    return tuple(one for one in vars(frontend).values() if isinstance(one, type) and issubclass(one, Exception))
 
 
 def _written(openvino: Any, network: Any, path: Path) -> tuple[Path, Path]:
