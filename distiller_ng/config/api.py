@@ -148,10 +148,11 @@ def read_schedule(filename: str | os.PathLike[str], *, recipe_args: RecipeArgs =
     A string with a line break is the text itself. Raises :class:`ScheduleError` for a file that cannot be read as a
     schedule at all, and :class:`ArgumentError` for ``recipe_args`` that the recipe has no variables for.
     """
+    given = {} if recipe_args is None else {"recipe_args": recipe_args}
     if isinstance(filename, str) and ("\n" in filename or "\r" in filename):
-        return frontend_for(None, filename).parse(filename, source=TEXT_SOURCE, recipe_args=recipe_args)
+        return frontend_for(None, filename).parse(filename, source=TEXT_SOURCE, **given)
     source = os.fspath(filename)
     if source.startswith(_ZOO):
         raise file_problem(source, "SparseZoo has been shut down: give the recipe's file, or its text")
     text = read_text(source, source)
-    return frontend_for(Path(source), text).parse(text, source=source, recipe_args=recipe_args)
+    return frontend_for(Path(source), text).parse(text, source=source, **given)

@@ -2,37 +2,26 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 from distiller_ng.config.problems import shown
 from distiller_ng.errors import listed
 
-__all__ = ["RECIPE", "describe", "is_recipe", "recognize"]
+__all__ = ["describe", "recognize"]
 
-RECIPE = "This seems to be a SparseML recipe, not a schedule."
-_MODIFIER = re.compile(r"!\w*Modifier\b")
-_MODIFIER_ITEM = re.compile(r"^\s*-\s*!\w*Modifier\b", re.MULTILINE)
 _Data: TypeAlias = Mapping[str, Any]
 
 
-def recognize(data: _Data, tags: Sequence[str]) -> str | None:
+def recognize(data: _Data) -> str | None:
     """One sentence about a mapping that is known to be another kind of file; None for any other.
 
-    >>> recognize({"network": {"resnet20": ["conv1"]}}, [])
+    >>> recognize({"network": {"resnet20": ["conv1"]}})
     'This seems to be a search space for automatic compression (AMC), not a schedule.'
     """
-    if any(_MODIFIER.fullmatch(tag) for tag in tags):
-        return RECIPE
     named = {str(key): value for key, value in data.items()}
     found = next((what for what, test in _KINDS_OF_FILES if test(named)), None)
     return None if found is None else f"This seems to be {found}, not a schedule."
-
-
-def is_recipe(text: str) -> bool:
-    """Whether text that is no YAML as a whole holds a recipe, as Markdown cards do: ``- !EpochRangeModifier`` lines."""
-    return _MODIFIER_ITEM.search(text) is not None
 
 
 def describe(data: Any, text: str) -> str:
@@ -61,10 +50,6 @@ def _is_search_space(data: _Data) -> bool:
     return isinstance(network, Mapping) and all(isinstance(layers, list) for layers in network.values())
 
 
-def _is_recipe(data: _Data) -> bool:
-    return any(key == "modifiers" or key.endswith("_modifiers") or key.endswith("_stage") for key in data)
-
-
 def _is_definition(data: _Data) -> bool:
     return "class" in data or any("class" in value for value in _mappings(data))
 
@@ -80,7 +65,6 @@ def _is_neural_compressor(data: _Data) -> bool:
 _KINDS_OF_FILES: tuple[tuple[str, Callable[[_Data], bool]], ...] = (
     ("a file of calibration statistics (for post-training quantization)", _is_statistics),
     ("a search space for automatic compression (AMC)", _is_search_space),
-    ("a SparseML recipe", _is_recipe),
     ("an Intel Neural Compressor configuration", _is_neural_compressor),
     ("an NNCF configuration", _has("input_info", "compression")),
     ("the configuration of MkDocs", _has("site_name")),

@@ -62,6 +62,10 @@ _TIMES_GIVEN: Schema = {
         {"required": ["starting_epoch", "ending_epoch"], "not": {"required": ["epochs"]}},
     ]
 }
+_TIMES_OF_EPOCHS: Schema = {
+    "if": {"not": {"properties": {"trigger": {"const": "step"}}, "required": ["trigger"]}},
+    "then": {"properties": {"starting_epoch": {"minimum": 0}, "frequency": {"exclusiveMinimum": 0}}},
+}
 
 
 def schedule_schema(*, plugins: bool = False) -> Schema:
@@ -199,6 +203,7 @@ def _policy() -> Schema:
         "allOf": [
             {"oneOf": [{"required": [key]} for key in keys]},
             {"anyOf": [_TIMES_GIVEN, *nested]},
+            _TIMES_OF_EPOCHS,
         ],
     }
 

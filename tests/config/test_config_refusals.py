@@ -17,20 +17,10 @@ conv1:
 relu:
   output: {min: 0.0, max: 10.2, avg_min: 0.0, avg_max: 8.2, mean: 0.4, std: 0.6, shape: '(256, 64, 112, 112)'}
 """
-RECIPE = """
-pruning_modifiers:
-  - !GMPruningModifier
-    start_epoch: 0.0
-    end_epoch: 10.0
-"""
 FILES = [
     (STATISTICS, "calibration statistics"),
     ("network:\n  resnet20_cifar: [layer1.0.conv1, layer1.1.conv1]\n", "search space for automatic compression"),
     ("site_name: Docs\ntheme: readthedocs\nnav:\n  - Home: index.md\n", "MkDocs"),
-    (RECIPE, "SparseML recipe"),
-    ("---\nmodifiers:\n  - !EpochRangeModifier\n      end_epoch: 2\n---\n# A recipe card\n", "SparseML recipe"),
-    ("modifiers:\n  - SetLearningRateModifier\n", "SparseML recipe"),
-    ("sparsity_stage:\n  pruning_modifiers: []\n", "SparseML recipe"),
     ('{"name": "app", "scripts": {"test": "jest"}}', "JSON about something else"),
     ('{"input_info": {}, "compression": {"algorithm": "quantization"}}', "NNCF"),
     ("model: {name: r}\nquantization: {approach: post_training}\n", "Intel Neural Compressor"),

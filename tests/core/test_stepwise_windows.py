@@ -205,7 +205,7 @@ def test_a_resumed_run_acts_as_if_it_had_not_stopped():
 
 
 def test_copies_of_a_scheduler_look_at_their_own_windows():
-    scheduler, optimizer, model, diary = setup(0, -1, -1)
+    scheduler, _, _, diary = setup(0, -1, -1)
     copied = copy.deepcopy(scheduler)
     own = copied.schedule[0][0]
     copied.on_epoch_begin(0)

@@ -30,7 +30,9 @@ class Frontend(ABC):
 
     @abstractmethod
     def parse(self, text: str, *, source: str, recipe_args: Any = None) -> ScheduleSpec:
-        """The spec of ``text``; ``source`` is the file's name for messages, ``recipe_args`` are values of variables.
+        """The spec of ``text``; ``source`` is the file's name for messages.
+
+        ``recipe_args`` are values of variables; they are passed only where they were given.
 
         Text that cannot be read at all raises :class:`ScheduleError`; anything else that is wrong goes into the spec's
         ``problems``, so that it is reported together with what later checks find.

@@ -11,7 +11,7 @@ from distiller_ng.config.documents import Document, load_document
 from distiller_ng.config.frontends.base import FRONTENDS, Frontend
 from distiller_ng.config.kinds import KINDS
 from distiller_ng.config.problems import file_problem
-from distiller_ng.config.recognition import RECIPE, describe, is_recipe, recognize
+from distiller_ng.config.recognition import describe, recognize
 from distiller_ng.config.spec import ScheduleSpec
 from distiller_ng.config.structure import POLICIES, VERSION, read_spec
 from distiller_ng.errors import ArgumentError, ScheduleError, nearest
@@ -48,12 +48,7 @@ class ScheduleYaml(Frontend):
         if recipe_args:
             message = f"{source}: recipe_args are for recipes; a schedule has no variables"
             raise ArgumentError(message, argument=("recipe_args",))
-        try:
-            document = load_document(text, source)
-        except ScheduleError:
-            if is_recipe(text):  # in Markdown, say
-                raise file_problem(source, f"{RECIPE} {_SECTIONS}") from None
-            raise
+        document = load_document(text, source)
         seems = _what_else(document, text)
         if seems is not None:
             raise file_problem(source, f"{seems} {_SECTIONS}")
@@ -70,7 +65,7 @@ def _what_else(document: Document, text: str) -> str | None:
         return describe(data, text)
     if list(data) == [VERSION] or any(key in sections for key in data):
         return None
-    known = recognize(data, document.tags)
+    known = recognize(data)
     if known is None and any(nearest(key, sections) for key in data if isinstance(key, str)):
         return None
     return known or describe(data, text)

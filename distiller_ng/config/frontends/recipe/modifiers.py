@@ -51,6 +51,8 @@ def read_layout(data: Any, source: str, report: Report) -> Layout:
         layout.scopes.append(scope)
         _read_part(inner, _groups(inner), path, str(key), scope, layout, report)
     _refuse_misplaced(data, [*groups, *stages], report)
+    if not layout.modifiers and not report.problems:
+        raise file_problem(source, "no modifiers found: the recipe's lists of modifiers are empty")
     return layout
 
 
