@@ -8,24 +8,19 @@ import argparse
 import logging
 import os
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
 from distiller_ng.errors import ArgumentError
 from distiller_ng.ops.modules import make_non_parallel_copy
-from distiller_ng.quantization.exporters import EXPORTERS
+from distiller_ng.quantization.exporters import export_model
+from distiller_ng.quantization.integer_models import BACKENDS
 from distiller_ng.thinning.functions import example_inputs_for
 
 __all__ = ["add_export_arguments", "converted_model", "export_onnx"]
 
 logger = logging.getLogger("distiller_ng.app")
 
-#: What stands for PyTorch's former backends: exporter and its options.
-_BACKENDS: dict[str, tuple[str, dict[str, Any]]] = {
-    "fbgemm": ("torchao", {}),
-    "qnnpack": ("onnx", {}),
-}
 _ONNX = "model.onnx"
 
 
@@ -46,18 +41,17 @@ def converted_model(
 ) -> nn.Module:
     """The quantized ``model`` computing with real integers, for ``--qe-pytorch-backend``.
 
-    ``fbgemm`` converts with torchao, ``qnnpack`` to ONNX, run by ONNX Runtime, as ``quantized.onnx`` in ``folder``.
-    Raises :class:`ArgumentError` for another backend, :class:`ExportError` for what cannot be converted.
+    The backends are those of :func:`distiller_ng.quantization.integer_models.convert_distiller_ptq_model_to_pytorch`;
+    what is written is ``quantized`` with the runtime's ending, in ``folder``. Raises :class:`ArgumentError` for another
+    backend, :class:`ExportError` for what cannot be converted.
     """
     backend = getattr(args, "qe_pytorch_backend", None) or "fbgemm"
-    if backend not in _BACKENDS:
+    if backend not in BACKENDS:
         raise ArgumentError(
-            f"--qe-pytorch-backend {backend}: choose from {', '.join(_BACKENDS)}", argument=("qe_pytorch_backend",)
+            f"--qe-pytorch-backend {backend}: choose from {', '.join(BACKENDS)}", argument=("qe_pytorch_backend",)
         )
-    target, options = _BACKENDS[backend]
-    exporter = EXPORTERS.get(target).cls()
-    path = None if folder is None else Path(folder) / f"quantized{exporter.suffix}"
-    report = exporter.export(model, example, path, **options)
+    target, options = BACKENDS[backend]
+    report = export_model(model, target, example, None if folder is None else Path(folder) / "quantized", **options)
     logger.info("%s", report)
     converted: nn.Module = report.model
     return converted
@@ -71,6 +65,6 @@ def export_onnx(model: nn.Module, args: argparse.Namespace, folder: str | os.Pat
     path = Path(folder or ".") / (args.export_onnx or _ONNX)
     exported = make_non_parallel_copy(model).cpu().eval()
     inputs = example_inputs_for(exported, None, args.dataset)
-    report = EXPORTERS.get("onnx").cls().export(exported, inputs, path)
+    report = export_model(exported, "onnx", inputs, path)
     logger.info("%s", report)
     return report.path

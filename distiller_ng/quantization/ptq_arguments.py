@@ -12,6 +12,7 @@ from torch import nn
 
 from distiller_ng.errors import ArgumentError, ScheduleWarning
 from distiller_ng.ops.linear_quantization import LinearQuantMode
+from distiller_ng.quantization.integer_models import BACKENDS
 from distiller_ng.quantization.quant_params import ClipMode
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ _MODES = {
     "asym_u": LinearQuantMode.ASYMMETRIC_UNSIGNED,
 }
 _INIT_MODES = ("NONE", "AVG", "LAPLACE", "GAUSS", "L1", "L2", "L3")
-_BACKENDS = ("fbgemm", "qnnpack")
 
 
 class _Group(Protocol):
@@ -132,8 +132,8 @@ def _add_extent(group: _Group) -> None:
     )
     group.add_argument(
         "--qe-pytorch-backend",
-        choices=_BACKENDS,
-        default=_BACKENDS[0],
+        choices=tuple(BACKENDS),
+        default="fbgemm",
         help="what --qe-convert-pytorch converts for (default: fbgemm, that is x86)",
     )
 

@@ -136,9 +136,10 @@ def test_onnx(main, weights, tmp_path, capsys):
     assert "layers compute with integers" in capsys.readouterr().out
 
 
-def test_real_integers_in_onnx_runtime(main, weights, dense, tmp_path):
+@pytest.mark.parametrize("backend", ["fbgemm", "qnnpack"])
+def test_real_integers_in_onnx_runtime(main, weights, dense, tmp_path, backend):
     load = (*ARCH, "--exp-load-weights-from", weights, "--evaluate", "--quantize-eval", "--qe-calibration", "0.2")
-    convert = ("--qe-convert-pytorch", "--qe-pytorch-backend", "qnnpack", "--qe-mode-wts", "sym_restr")
+    convert = ("--qe-convert-pytorch", "--qe-pytorch-backend", backend, "--qe-mode-wts", "sym_restr")
     assert main([*load, *convert, "--out-dir", "out"]) == 0
     assert abs(top1(tmp_path / "out") - dense) < 3
     assert only_file(tmp_path / "out", "quantized.onnx").is_file()
