@@ -122,7 +122,8 @@ class ExportedWrapper(ExportForm):
         settings = wrapper.output_quant_settings
         if not wrapper.preset_act_stats:
             return
-        self.keep_grid("output", distiller_parameters(settings, wrapper.output_scale, wrapper.output_zero_point))
+        if wrapper.quantizes_output:
+            self.keep_grid("output", distiller_parameters(settings, wrapper.output_scale, wrapper.output_zero_point))
         for index in wrapper._input_stats:
             grid = wrapper.input_grid(index)
             if grid is not None:

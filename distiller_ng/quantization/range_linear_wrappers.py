@@ -56,6 +56,8 @@ class RangeLinearQuantWrapper(OutputGrid):
 
     needs_stats: ClassVar[bool] = False
     wraps: ClassVar[tuple[str, ...]] = ()
+    #: False hands the accumulator on in floating point: who reads it quantizes it, if need be.
+    quantizes_output: bool = True
 
     def __init__(
         self,
@@ -117,6 +119,9 @@ class RangeLinearQuantWrapper(OutputGrid):
             accum_scale = torch.ones(1, device=accum.device)
         if self.fuses_relu:
             accum = accum.clamp(min=0)
+        if not self.quantizes_output:
+            self.num_forwards += 1
+            return (accum / accum_scale).to(dtype)
         output = self.output_grid(accum / accum_scale)
         rescale = self._approximated(output.scale / accum_scale)
         out_q = linear_quantize_clamp(accum, rescale, output.zero_point, output.min_q_val, output.max_q_val)
