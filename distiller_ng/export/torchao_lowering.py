@@ -8,6 +8,7 @@ pass replaces by oneDNN's int8 convolutions and matrix products.
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,11 +20,11 @@ from distiller_ng.export._grids import bits_of
 from distiller_ng.export._naming import layer_name
 from distiller_ng.export._weights import CONVOLUTIONS, LINEAR, TRANSPOSED
 from distiller_ng.export.quantized_graph import QuantizedGraph
-from distiller_ng.ops.linear_quantization import QuantizationParameters, along_axis
+from distiller_ng.ops.linear_quantization import LinearQuantMode, QuantizationParameters, along_axis, quantize
 from distiller_ng.ops.optional import require
 from distiller_ng.quantization.exporters import LayerPrecision
 
-__all__ = ["lower_to_pt2e_"]
+__all__ = ["lower_dynamically_", "lower_to_pt2e_"]
 
 _aten = torch.ops.aten
 _CONVOLUTIONS = CONVOLUTIONS - TRANSPOSED - {_aten.conv3d.default, _aten.conv3d.padding}
@@ -63,6 +64,40 @@ def lower_to_pt2e_(graph: QuantizedGraph) -> tuple[LayerPrecision, ...]:
     _tidy(graph.module)
     bits = {layer_name(layer): None if grid is None else bits_of(grid) for layer, grid in integer.items()}
     return tuple(_precision(layer, bits, reasons) for layer in graph.layers)
+
+
+def lower_dynamically_(graph: QuantizedGraph) -> int:
+    """Let every linear layer of a floating point graph compute in int8, its input quantized by its own range, in place;
+    how many there are. Weights: int8, symmetric, one scale for each output channel.
+    """
+    require("torchao.quantization.pt2e", "torchao", "exporting to torchao")
+    operators: Any = torch.ops.quantized_decomposed
+    calls, count = graph.module.graph, 0
+    for layer in list(calls.find_nodes(op="call_function", target=_aten.linear.default)):
+        weight = graph.constants.tensor(layer.args[1])
+        if weight is None or weight.dtype != torch.float32 or not _is_single(layer.args[0]):
+            continue
+        grid = QuantizationParameters.of_tensor(weight, 8, LinearQuantMode.SYMMETRIC_RESTRICTED, axis=0)
+        parts = {
+            "": quantize(weight, grid),
+            "_scale": grid.scale.float(),
+            "_zero": torch.zeros(len(weight), dtype=torch.int64),
+        }
+        name = f"{layer_name(layer)}_weight"
+        arguments = [graph.constants.add(name + suffix, value, layer) for suffix, value in parts.items()]
+        limits = (0, 255, torch.uint8)
+        with calls.inserting_before(layer):
+            chosen = calls.call_function(
+                operators.choose_qparams.tensor, (layer.args[0], 0, 255, torch.finfo(torch.float32).eps, torch.uint8)
+            )
+            scale, zero = (calls.call_function(operator.getitem, (chosen, place)) for place in (0, 1))
+            values = calls.call_function(operators.quantize_per_tensor.tensor, (layer.args[0], scale, zero, *limits))
+            values = calls.call_function(operators.dequantize_per_tensor.tensor, (values, scale, zero, *limits))
+            new = calls.call_function(operators.dequantize_per_channel.default, (*arguments, 0, -128, 127, torch.int8))
+        layer.args = (values, new, *layer.args[2:])
+        count += 1
+    _tidy(graph.module)
+    return count
 
 
 def _precision(layer: LayerPrecision, bits: Mapping[str, int | None], reasons: Mapping[str, str]) -> LayerPrecision:
