@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from distiller_ng.graph._function_kinds import KINDS
 from distiller_ng.ops.derived import Derived, derive_, original_class, underive_
 from distiller_ng.ops.modules import has_parts
 
@@ -36,32 +37,6 @@ __all__ = [
     "watching_calls",
 ]
 
-_BINARY = {
-    "add": "add",
-    "sub": "sub",
-    "subtract": "sub",
-    "__rsub__": "sub",
-    "rsub": "sub",
-    "mul": "mul",
-    "multiply": "mul",
-    "div": "div",
-    "divide": "div",
-    "true_divide": "div",
-    "__rdiv__": "div",
-    "maximum": "maximum",
-    "minimum": "minimum",
-}
-_PRODUCTS = {"matmul": "matmul", "mm": "matmul", "bmm": "bmm", "baddbmm": "baddbmm", "addmm": "addmm"}
-_JOINING = {"cat": "cat", "concat": "cat", "concatenate": "cat", "stack": "stack", "hstack": "hstack"}
-_OTHERS = (
-    *("softmax", "log_softmax", "layer_norm", "group_norm", "instance_norm", "batch_norm", "rms_norm", "normalize"),
-    *("mean", "sum", "chunk", "split", "interpolate", "scaled_dot_product_attention", "einsum", "linear"),
-    *("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
-    *("relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "glu", "prelu", "softplus"),
-    *("hardswish", "hardsigmoid", "hardtanh", "sigmoid", "tanh", "clamp"),
-    *(f"{kind}_pool{dims}d" for kind in ("avg", "max", "adaptive_avg", "adaptive_max") for dims in (1, 2, 3)),
-)
-_KINDS: dict[str, str] = {**_BINARY, **_PRODUCTS, **_JOINING, **{name: name for name in _OTHERS}}
 _OUT_OF_PLACE: dict[str, Any] = {"add": torch.add, "sub": torch.sub, "mul": torch.mul, "div": torch.div}
 _NAME = re.compile(r"(.+?)(?:_(\d+))?")
 # Modules that compute with the weights of their parts, never call these, or were made for a purpose of their own.
@@ -106,7 +81,7 @@ def call_kind(name: str) -> str | None:
     >>> call_kind("softmax"), call_kind("conv")
     ('softmax', None)
     """
-    kinds = set(_KINDS.values())
+    kinds = set(KINDS.values())
     if name in kinds:
         return name
     match = _NAME.fullmatch(name)
@@ -128,7 +103,7 @@ def function_call(
     """What a call of torch's is; None where it is of no interest: another function, whole numbers only, ``out=``."""
     name = getattr(function, "__name__", "")
     in_place = name.endswith("_") and not name.startswith("__")
-    kind = _KINDS.get(name[:-1] if in_place else name)
+    kind = KINDS.get(name[:-1] if in_place else name)
     if kind is None or kwargs.get("out") is not None:
         return None
     operands, settings = _arguments(name.rstrip("_") if in_place else name, kind, function, args, dict(kwargs))

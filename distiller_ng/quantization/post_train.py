@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,25 +15,10 @@ from distiller_ng.data_loggers.quant_stats_file import load_quant_stats
 from distiller_ng.errors import ArgumentError, ScheduleWarning, listed
 from distiller_ng.graph.bn_folding import fold_batch_norms, foldable_pairs
 from distiller_ng.graph.summary_graph import SummaryGraph
-from distiller_ng.modules.recurrent_parts import (
-    RecurrentParts,
-    place_recurrent_parts_,
-    recurrent_parts,
-    shown_recurrent_parts,
-)
 from distiller_ng.names import canonical_name
 from distiller_ng.ops.linear_quantization import LinearQuantMode
 from distiller_ng.quantization._configuration import constructor_arguments, quantization_of
-from distiller_ng.quantization._functions import (
-    Functions,
-    attach_functions_,
-    functions_called,
-    functions_in_stats,
-    isolate_,
-    possible_functions,
-    release_,
-    shown_functions,
-)
+from distiller_ng.quantization._functions import isolate_, release_
 from distiller_ng.quantization._plan import QuantPlan
 from distiller_ng.quantization._planning import Planner
 from distiller_ng.quantization._replacement import ReplaceFn
@@ -50,18 +34,19 @@ from distiller_ng.quantization.ptq_fusion import (
 from distiller_ng.quantization.ptq_layout import dummy_input_of, layout_of, stats_of
 from distiller_ng.quantization.ptq_older_order import older_order
 from distiller_ng.quantization.ptq_parameters import LinearQuantParameters
+from distiller_ng.quantization.ptq_parts import ModelParts
 from distiller_ng.quantization.ptq_replacing import (
     NO_STATISTICS,
     WrapperFactory,
     is_wrappable,
-    leaves_alone,
     needs_no_statistics,
+    without_statistics,
 )
 from distiller_ng.quantization.ptq_settings import Clip, Mode, ModuleQuantMode, QuantSettings, parse_clip
 from distiller_ng.quantization.ptq_undo import Undo, leave_fast_paths_
 from distiller_ng.quantization.quant_params import ClipMode
 from distiller_ng.quantization.range_linear_fake import precision_of
-from distiller_ng.quantization.range_linear_output import OutputGrid, is_called
+from distiller_ng.quantization.range_linear_output import OutputGrid
 
 __all__ = ["PostTrainLinearQuantizer"]
 
@@ -152,14 +137,10 @@ class PostTrainLinearQuantizer(LinearQuantParameters, Quantizer):
         }
         self._factory = WrapperFactory(defaults, bits_accum)
         self.model_activation_stats: dict[str, dict[str, Any]] | None = None
-        self._functions: Functions = {}
-        self._recurrent: RecurrentParts = {}
-        self._has_parts = False  # whether functions and parts of recurrent layers are in the model for good
-        if model_activation_stats is not None and isinstance(model, nn.Module):
-            self.model_activation_stats = load_quant_stats(model_activation_stats, model)
-            self._functions = functions_in_stats(model, self.model_activation_stats)
         if isinstance(model, nn.Module):
-            self._recurrent = self._recurrent_layers(model, overrides)
+            if model_activation_stats is not None:
+                self.model_activation_stats = load_quant_stats(model_activation_stats, model)
+            self._parts = ModelParts(model, self.model_activation_stats, overrides)
         super().__init__(model, None, bits_activations, bits_parameters, bits_accum, overrides)
 
     @classmethod
@@ -172,36 +153,13 @@ class PostTrainLinearQuantizer(LinearQuantParameters, Quantizer):
 
     # -- plan ----------------------------------------------------------------------------------------------------------
 
-    def _recurrent_layers(self, model: nn.Module, overrides: Any) -> RecurrentParts:
-        """What recurrent layers become: those whose parts have statistics or need none, unless an override that is
-        null or sets bits to null names the layer itself.
-        """
-        stats, found = self.model_activation_stats, recurrent_parts(model)
-        given = overrides.items() if isinstance(overrides, Mapping) else ()
-        kept = {canonical_name(str(key)) for key, entry in given if leaves_alone(entry)}
-        return {
-            name: part
-            for name, part in found.items()
-            if canonical_name(name) not in kept
-            and (stats is None or any(known.startswith(f"{canonical_name(name)}.") for known in stats))
-        }
-
-    @contextmanager
-    def _shown(self, functions: Functions) -> Iterator[None]:
-        """Inside, the model has the modules it will be prepared with."""
-        if self._has_parts:
-            yield
-            return
-        with shown_recurrent_parts(self.model, self._recurrent), shown_functions(self.model, functions):
-            yield
-
     def _assign_overrides(self) -> Planner:
         """Functions that the statistics name are there to be matched; without statistics, any that may exist."""
         if self.model_activation_stats is not None:
-            with self._shown(self._functions):
+            with self._parts.shown():
                 return super()._assign_overrides()
-        possible = possible_functions(self.model, self._overrides.settings)
-        with self._shown(possible):
+        possible = self._parts.possible(self._overrides.settings)
+        with self._parts.shown(possible):
             planner = super()._assign_overrides()
         for name in possible:
             del self.module_qbits_map[name], self.module_overrides_map[name]
@@ -214,7 +172,7 @@ class PostTrainLinearQuantizer(LinearQuantParameters, Quantizer):
         Functions are those that the statistics name; once the model is prepared, all. What stays in floating point has
         a note that says why.
         """
-        with self._shown(self._functions):
+        with self._parts.shown():
             plan = super().plan(model)
         return plan.with_left(self._factory.left)
 
@@ -235,20 +193,12 @@ class PostTrainLinearQuantizer(LinearQuantParameters, Quantizer):
         """What stays in floating point because there are no statistics."""
         if self.model_activation_stats is not None or self.default_qbits.acts is None:
             return []
-        left = [
-            name
-            for name, module in self.model.named_modules()
-            if name and is_wrappable(module) and not needs_no_statistics(module)
-        ]
-        if not left:
-            return []
-        return [f"without calibration statistics {listed(left, limit=4)} stay in floating point"]
+        names = without_statistics(self.model)
+        return [f"without calibration statistics {listed(names, limit=4)} stay in floating point"] if names else []
 
     def _find_parameters(self) -> None:
         """Nothing is left to quantize once the model is prepared."""
         self.params_to_quantize = []
-
-    # -- preparing -----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def prepare_model(self, dummy_input: Any = None) -> nn.Module:
@@ -261,52 +211,38 @@ class PostTrainLinearQuantizer(LinearQuantParameters, Quantizer):
         """
         if self.layout and self.model_activation_stats is None:  # a checkpoint's
             self.model_activation_stats = stats_of(self.layout)
-            self._functions = functions_in_stats(self.model, self.model_activation_stats or {})
-            self._recurrent = self._recurrent_layers(self.model, self.overrides)
-        if dummy_input is None and not self._cannot_be_traced():
+            self._parts = ModelParts(self.model, self.model_activation_stats, self.overrides)
+        if dummy_input is None and not self._parts.cannot_be_traced:
             dummy_input = dummy_input_of(self.model, self.layout)
-        if dummy_input is None and not self.is_prepared and not self._cannot_be_traced():
-            raise ArgumentError(
-                "prepare_model needs dummy_input, what the model is called with, to see which module follows which: "
-                "prepare_model(torch.randn(1, 3, 224, 224))",
-                argument=("dummy_input",),
-            )
+        if dummy_input is None and not self.is_prepared and not self._parts.cannot_be_traced:
+            text = "what the model is called with, to see which module follows which: prepare_model(images)"
+            raise ArgumentError(f"prepare_model needs dummy_input, {text}", argument=("dummy_input",))
         if is_wrappable(self.model):
-            raise ArgumentError(
-                f"the model is a single {type(self.model).__name__}, which cannot be replaced in itself: quantize "
-                "nn.Sequential(model)",
-                argument=("model",),
-            )
+            text = f"the model is a single {type(self.model).__name__}, which cannot be replaced in itself"
+            raise ArgumentError(f"{text}: quantize nn.Sequential(model)", argument=("model",))
+        if self.is_prepared or quantization_of(self.model) is not None:
+            return super().prepare_model(dummy_input)
         undo = Undo(self.model)
         stats, layout = self.model_activation_stats, self.layout
-        if not self.is_prepared:
-            self.layout = layout_of(dummy_input, stats)
+        self.layout = layout_of(dummy_input, stats)
         try:
-            if not self.is_prepared and quantization_of(self.model) is None:
-                self._attach_functions(dummy_input)
+            self._place_parts(dummy_input)
             return super().prepare_model(dummy_input)
         except BaseException:
             undo()
-            self.model_activation_stats, self.layout, self._has_parts = stats, layout, False
+            self._parts.forget()
+            self.model_activation_stats, self.layout = stats, layout
             raise
 
-    def _attach_functions(self, dummy_input: Any) -> None:
+    def _place_parts(self, dummy_input: Any) -> None:
         """Make the functions that the model calls its modules, with the bits and settings that overrides give them."""
-        place_recurrent_parts_(self.model, self._recurrent)
-        if dummy_input is not None:
-            self._functions = {**self._functions, **functions_called(self.model, dummy_input)}
-        attach_functions_(self.model, self._functions)
-        self._has_parts = True
+        self._parts.place_(dummy_input)
         self._planner = planner = Planner.of(self.model, self._overrides)
-        for name, module in self._functions.items():
+        for name, module in self._parts.functions.items():
             key = planner.rules.get(name)
             bits, rest = ({}, {}) if key is None else self._split(key, self.overrides[key])
             self._add_qbits_entry(name, module, self.default_qbits._replace(**bits))
             self.module_overrides_map[name] = dict(rest)
-
-    def _cannot_be_traced(self) -> bool:
-        modules = [*self.model.modules(), *self._recurrent.values()]
-        return any(is_called(module, "DistillerLSTM") and getattr(module, "bidirectional", False) for module in modules)
 
     def _pre_prepare_model(self, dummy_input: Any) -> None:
         stats = self.model_activation_stats
@@ -322,7 +258,7 @@ class PostTrainLinearQuantizer(LinearQuantParameters, Quantizer):
         self.adjacency_map = adjacency
         release_(self.model)
         computed = {canonical_name(entry.module) for entry in adjacency.values()}
-        self._factory.constant = {name for name in map(canonical_name, self._functions) if name not in computed}
+        self._factory.constant = self._parts.called - computed
         self._factory.left.update(dict.fromkeys(functional_operations(self.model, adjacency), "not a module"))
         if stats is None:
             return
@@ -351,7 +287,7 @@ class PostTrainLinearQuantizer(LinearQuantParameters, Quantizer):
 
     def _quantize_flows(self) -> None:
         leave_fast_paths_(self.model)
-        if self._functions:
+        if self._parts.functions:
             isolate_(self.model)
         missing = [name for name, why in self._factory.left.items() if why == NO_STATISTICS]
         if missing:

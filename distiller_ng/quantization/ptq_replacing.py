@@ -31,7 +31,14 @@ from distiller_ng.quantization.range_linear_fake import (
 from distiller_ng.quantization.range_linear_output import OutputGrid, is_called
 from distiller_ng.quantization.range_linear_params import RangeLinearQuantParamLayerWrapper
 
-__all__ = ["NO_STATISTICS", "WrapperFactory", "is_wrappable", "leaves_alone", "needs_no_statistics"]
+__all__ = [
+    "NO_STATISTICS",
+    "WrapperFactory",
+    "is_wrappable",
+    "leaves_alone",
+    "needs_no_statistics",
+    "without_statistics",
+]
 
 _COMBINING = {
     "Concat": RangeLinearQuantConcatWrapper,
@@ -58,6 +65,15 @@ def is_wrappable(module: nn.Module) -> bool:
 def needs_no_statistics(module: nn.Module) -> bool:
     """Whether it can be quantized dynamically."""
     return is_quantizable(module) or is_called(module, "Matmul", "BatchMatmul")
+
+
+def without_statistics(model: nn.Module) -> list[str]:
+    """The modules that cannot be quantized dynamically."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if name and is_wrappable(module) and not needs_no_statistics(module)
+    ]
 
 
 def leaves_alone(override: Any) -> bool:

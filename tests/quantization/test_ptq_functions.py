@@ -246,7 +246,7 @@ def test_blocks_that_run_twice_and_parts_that_are_listed():
     expected = model(x)
     quantizer = quantized(model, x)
     assert (model(x) - expected).abs().max() < 0.1
-    assert sorted(quantizer._functions) == ["add", "first.add", "first.relu", "second.add", "second.relu"]
+    assert sorted(quantizer._parts.functions) == ["add", "first.add", "first.relu", "second.add", "second.relu"]
     assert model.first.add.num_forwards == 2  # one run
     assert [name for name, _ in model.first.named_children()] == ["conv", "relu", "add"]
 
@@ -288,7 +288,7 @@ def test_torch_transformer_layers():
     x = images(2, 5, 8)
     expected = model(x)
     quantizer = quantized(model, x, mode="ASYMMETRIC_UNSIGNED", per_channel_wts=True)
-    assert {"layers.0.add", "layers.0.add_1", "layers.0.relu"} <= set(quantizer._functions)
+    assert {"layers.0.add", "layers.0.add_1", "layers.0.relu"} <= set(quantizer._parts.functions)
     assert isinstance(model.layers[0].add, RangeLinearQuantEltwiseAddWrapper)
     assert (model(x) - expected).abs().max() < 0.15
     assert "attention" in quantizer.plan()["layers.0.self_attn.out_proj"].note

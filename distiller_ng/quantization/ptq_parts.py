@@ -1,0 +1,94 @@
+"""Parts of a model that post-training quantization adds to its modules: functions, and recurrent layers' (layer 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from distiller_ng.data_loggers.quant_stats_file import QuantStats
+from distiller_ng.modules.recurrent_parts import (
+    RecurrentParts,
+    place_recurrent_parts_,
+    recurrent_parts,
+    shown_recurrent_parts,
+)
+from distiller_ng.names import canonical_name
+from distiller_ng.quantization._functions import (
+    Functions,
+    attach_functions_,
+    functions_called,
+    functions_in_stats,
+    possible_functions,
+    shown_functions,
+)
+from distiller_ng.quantization.ptq_replacing import leaves_alone
+from distiller_ng.quantization.range_linear_output import is_called
+
+__all__ = ["ModelParts"]
+
+
+class ModelParts:
+    """What one model has besides its modules: the functions it calls, as far as they are known, and what its
+    ``nn.LSTM`` and ``nn.GRU`` become.
+
+    ``functions`` are those that calibration statistics name and, once :meth:`place_` has run the model, those it calls;
+    ``called`` names the latter.
+    """
+
+    def __init__(self, model: nn.Module, stats: QuantStats | None, overrides: Any) -> None:
+        self._model = model
+        self._is_placed = False
+        self.called: set[str] = set()
+        self.functions: Functions = {} if stats is None else functions_in_stats(model, stats)
+        self.recurrent = self._recurrent_layers(stats, overrides)
+
+    def _recurrent_layers(self, stats: QuantStats | None, overrides: Any) -> RecurrentParts:
+        """Of the layers whose parts have statistics or need none, unless an override that is null, or sets all bits to
+        null, names the layer itself.
+        """
+        given = overrides.items() if isinstance(overrides, Mapping) else ()
+        kept = {canonical_name(str(key)) for key, entry in given if leaves_alone(entry)}
+        return {
+            name: part
+            for name, part in recurrent_parts(self._model).items()
+            if canonical_name(name) not in kept
+            and (stats is None or any(known.startswith(f"{canonical_name(name)}.") for known in stats))
+        }
+
+    @property
+    def cannot_be_traced(self) -> bool:
+        """Whether there is a bidirectional LSTM made of modules, which may be prepared without being traced."""
+        modules = [*self._model.modules(), *self.recurrent.values()]
+        return any(is_called(module, "DistillerLSTM") and getattr(module, "bidirectional", False) for module in modules)
+
+    @contextmanager
+    def shown(self, functions: Functions | None = None) -> Iterator[None]:
+        """Inside, ``model.named_modules()`` has everything (or ``functions`` in place of the known ones)."""
+        if self._is_placed:
+            yield
+            return
+        known = self.functions if functions is None else functions
+        with shown_recurrent_parts(self._model, self.recurrent), shown_functions(self._model, known):
+            yield
+
+    def possible(self, patterns: Mapping[str, Any]) -> Functions:
+        """Functions that overrides may be about where no statistics say which ones there are."""
+        with self.shown():
+            return possible_functions(self._model, patterns)
+
+    def place_(self, dummy_input: Any) -> None:
+        """Put everything into the model for good; ``dummy_input``, if there is one, shows which functions it calls."""
+        place_recurrent_parts_(self._model, self.recurrent)
+        if dummy_input is not None:
+            called = functions_called(self._model, dummy_input)
+            self.called = {canonical_name(name) for name in called}
+            self.functions = {**self.functions, **called}
+        attach_functions_(self._model, self.functions)
+        self._is_placed = True
+
+    def forget(self) -> None:
+        """The model was put back to what it was before :meth:`place_`."""
+        self._is_placed = False
