@@ -15,6 +15,7 @@ from distiller_ng.ops.linear_quantization import QuantizationParameters
 
 __all__ = [
     "choose_activation_type_",
+    "fit_weight",
     "flatten_linear_",
     "integer_biases_",
     "reduce_weight_range_",
@@ -83,16 +84,19 @@ def integer_biases_(graph: QuantizedGraph, *, largest: int = 127) -> None:
         integers = graph.constants.tensor(weight.args[0])
         if bias is None or grid is None or integers is None or bits_of(grid) > 8 or grid.axis not in (None, 0):
             continue
-        fitted, fine = _fit(integers, grid, bias.double(), float(inputs.scale), largest)
+        fitted, fine = fit_weight(integers, grid, bias.double(), float(inputs.scale), largest)
         if fitted is not integers:
             layer.replace_input_with(weight, integer_weight(graph.constants, f"{weight.name}_fit", fitted, fine, layer))
         _store_bias(graph, layer, bias, inputs, fine)
 
 
-def _fit(
+def fit_weight(
     integers: Tensor, grid: QuantizationParameters, bias: Tensor, step: float, most: int
 ) -> tuple[Tensor, QuantizationParameters]:
-    """The weight with scales that suit the bias; the same objects where they do already."""
+    """The weight with scales that suit the bias; the same objects where they do already.
+
+    ``step``: of the input's grid; ``most``: the largest integer to store.
+    """
     scale, zero = grid.scale.double().reshape(-1), grid.zero_point.reshape(-1)
     largest = int(integers.to(torch.int32).abs().max()) if integers.numel() else 127
     stretch = most // max(largest, 1)

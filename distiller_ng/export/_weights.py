@@ -14,7 +14,16 @@ from distiller_ng.export._grids import Grids
 from distiller_ng.export._naming import layer_name
 from distiller_ng.ops.linear_quantization import QuantizationParameters, along_axis, quantize
 
-__all__ = ["CONVOLUTIONS", "LINEAR", "TRANSPOSED", "fold_norms", "integer_weight", "lookup_integers", "store_integers"]
+__all__ = [
+    "CONVOLUTIONS",
+    "LINEAR",
+    "TRANSPOSED",
+    "fold_norms",
+    "integer_weight",
+    "lookup_integers",
+    "scaled_integers",
+    "store_integers",
+]
 
 _aten = torch.ops.aten
 _NORM = _aten._native_batch_norm_legit_no_training.default
@@ -124,13 +133,13 @@ def _folded_weight(
     integers, grid = constants.tensor(weight.args[0]), grids.written(weight)
     if integers is None or grid is None or grid.axis not in (None, axis):
         return None
-    turned, moved = _scaled(integers, grid, factor, axis)
+    turned, moved = scaled_integers(integers, grid, factor, axis)
     if moved:
         notes.append(f"{moved} weights of {layer_name(layer)!r} moved by one step: the batch norm turns their sign")
     return integer_weight(constants, name, *turned, layer)
 
 
-def _scaled(
+def scaled_integers(
     integers: Tensor, grid: QuantizationParameters, factor: Tensor, axis: int
 ) -> tuple[tuple[Tensor, QuantizationParameters], int]:
     """Integers and grid of ``factor`` times a weight, and how many integers had to be clipped."""
