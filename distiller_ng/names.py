@@ -31,6 +31,8 @@ ALL_PRUNABLE = "__ALL_PRUNABLE__"
 #: What SparseML's recipes mean by ``__ALL_PRUNABLE__``: embeddings too, recurrent layers not.
 ALL_PRUNABLE_WITH_EMBEDDINGS = "__ALL_PRUNABLE_WITH_EMBEDDINGS__"
 PATTERN_PREFIX = "re:"
+#: ``re:conv1(\.weight)?``: a parameter, or the weight of a module, as recipes name them.
+_WEIGHT_OF = re.compile(r"re:(?P<name>(?:\w|\\.)+)\(\\\.weight\)\?")
 _WRAPPER_PARTS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 _PRUNABLE_MODULES = (
     nn.Linear,
@@ -196,8 +198,10 @@ class ParameterIndex(Mapping[str, nn.Parameter]):
                     f"pattern {target!r} matches no parameter in full, only the beginning of {starting[0]!r}. "
                     f"Patterns match whole names: write {target + '.*'!r}"
                 )
-            plain = re.sub(r"\(\\\.weight\)\?$|\\(?=\.)", "", target[len(PATTERN_PREFIX) :])
-            return f"pattern {target!r} matches no parameter. {did_you_mean(plain, self)}"
+            if module := _WEIGHT_OF.fullmatch(target):
+                name = re.sub(r"\\(.)", r"\1", module["name"])
+                return f"{name!r} is no parameter of the model, nor a module with a weight. {did_you_mean(name, self)}"
+            return f"pattern {target!r} matches no parameter. {did_you_mean(target[len(PATTERN_PREFIX) :], self)}"
         short = canonical_name(target)
         inside = [name for name in self if name.startswith(short + ".")] if short else []
         if inside:

@@ -14,7 +14,7 @@ __all__ = ["from_recipe_target", "to_recipe_target"]
 
 _FLAGS = re.compile(r"\(\?[aiLmsux]+\)")
 _WRAPPED = re.compile(r"(?P<flags>(?:\(\?[aiLmsux]+\))?)\(\?:(?P<inner>.*)\)\.\*", re.DOTALL)
-_WEIGHT_OF = re.compile(r"(?P<name>(?:[^\W\d]\w*|\d+|\\\.|_)+)\(\\\.weight\)\?")
+_WEIGHT_OF = re.compile(r"(?P<name>(?:\w|\\.)+)\(\\\.weight\)\?")
 _PARAMETER = re.compile(r".*(?:^|\.)(?:weight|bias|\w*weight\w*|\w*bias\w*)$")
 
 

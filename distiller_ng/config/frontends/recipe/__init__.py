@@ -72,6 +72,7 @@ class RecipeFrontend(Frontend):
             scope.check()
         translated = _translated(_resolved(layout, report), layout, report)
         renamed = {t.modifier.path: t.renamed for t in translated}
+        compat, variables = _compat(layout, report), _variables(layout)
         return ScheduleSpec(
             source,
             tuple(t.component for t in translated),
@@ -80,8 +81,8 @@ class RecipeFrontend(Frontend):
             tuple(report.problems),
             tuple(report.warnings),
             text,
-            _compat(layout, report),
-            RecipeSpec(tuple(t.modifier for t in translated), dict(layout.metadata), _variables(layout)),
+            compat,
+            RecipeSpec(tuple(t.modifier for t in translated), dict(layout.metadata), variables),
         )
 
 
