@@ -21,6 +21,7 @@ from distiller_ng.data_loggers.quant_stats_file import load_quant_stats
 from distiller_ng.errors import ArgumentError, listed
 from distiller_ng.graph.bn_folding import fold_batch_norms
 from distiller_ng.names import unwrap
+from distiller_ng.ops.modules import make_non_parallel_copy
 from distiller_ng.quantization.post_train import PostTrainLinearQuantizer
 from distiller_ng.quantization.ptq_search_inputs import get_input_for_layer
 from distiller_ng.quantization.ptq_search_layers import (
@@ -203,10 +204,7 @@ def _collect_missing_stats(quantizer: PostTrainLinearQuantizer, score: Score) ->
     if quantizer.model_activation_stats is not None or not _quantizes_activations(quantizer):
         return
     logger.info("collecting calibration statistics")
-    was_training = quantizer.model.training
-    quantizer.model.eval()
-    stats = collect_quant_stats(quantizer.model, score)
-    quantizer.model.train(was_training)
+    stats = collect_quant_stats(make_non_parallel_copy(quantizer.model).eval(), score)
     quantizer.model_activation_stats = load_quant_stats(stats)
 
 

@@ -28,6 +28,7 @@ from distiller_ng.graph.bn_folding import fold_batch_norms, foldable_pairs
 from distiller_ng.graph.inputs import as_example_inputs
 from distiller_ng.graph.summary_graph import SummaryGraph
 from distiller_ng.names import canonical_name, unwrap
+from distiller_ng.ops.modules import make_non_parallel_copy
 from distiller_ng.quantization.post_train import PostTrainLinearQuantizer
 from distiller_ng.quantization.ptq_fusion import fold_statistics_
 from distiller_ng.quantization.ptq_overrides_file import Override, load_overrides, save_overrides
@@ -246,7 +247,8 @@ class _Greedy:
 
     def _collected(self, model: nn.Module, names: list[str] | None = None) -> QuantStats:
         with torch.no_grad():
-            return collect_quant_stats(model, lambda model: self.calib_eval_fn(model), modules_to_collect=names)
+            alone = make_non_parallel_copy(model).eval()
+            return collect_quant_stats(alone, lambda model: self.calib_eval_fn(model), modules_to_collect=names)
 
     def _prepared(
         self, overrides: Mapping[str, Mapping[str, Any]], *, everything: bool = False
