@@ -41,9 +41,11 @@ def find_output(output: Any, path: str | int, *, whose: str, argument: Sequence[
 def the_logits(output: Any, keys: Sequence[str], *, whose: str, argument: Sequence[str | int] = ()) -> list[Tensor]:
     """The tensors to compare: those at ``keys``, or without any the output itself, or its ``logits``.
 
+    The key ``logits`` means the output itself where that is a tensor: models differ in how they return them.
+
     Raises :class:`ArgumentError` when the output holds several tensors and nothing says which.
     """
-    if not keys:
+    if not keys or (list(keys) == ["logits"] and isinstance(output, Tensor)):
         if isinstance(output, Tensor):
             return [output]
         parts = {name: value for name, value in _parts(output).items() if value is not None}

@@ -91,8 +91,8 @@ class ReparametrizingPolicy(Policy):
             self._end(ctx)
 
     def on_finish(self, ctx: StepContext) -> None:
-        """Training is over."""
-        if self._ends_now:
+        """Training is over, and with it a window that is still open."""
+        if self._is_active:
             self._end(ctx)
 
     def check(self, window: PolicyWindow, parameters: ParameterIndex) -> None:
