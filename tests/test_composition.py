@@ -56,6 +56,18 @@ def distill(**settings):
     }
 
 
+def extension(cls, *, window=(0, 3), **settings):
+    start, end, *by_step = window
+    when = {"starting_epoch": start, "ending_epoch": end, "frequency": 1}
+    if by_step:
+        when |= {"frequency": by_step[0], "trigger": "step"}
+    return {
+        "version": 1,
+        "extensions": {"x": {"class": cls, **settings}},
+        "policies": [{"extension": {"instance_name": "x"}, **when}],
+    }
+
+
 FILTERS = {"group_type": "Filters", "weights": ["conv.weight"]}
 RAMP = {"initial_sparsity": 0.1, "final_sparsity": 0.5}
 DROP = {
@@ -117,6 +129,13 @@ TECHNIQUES = {
     "movement_by_step": pruner("MovementPruner", window=(0.5, 3, 0.5), weights=WEIGHTS, final_sparsity=0.6),
     "rigl": pruner("RigLPruner", window=(0, 3, 0.5), weights=WEIGHTS, final_sparsity=0.6),
     "structured": pruner("StructuredPruner", window=(0.5, 3, 0.5), weights=["conv.weight"], final_sparsity=0.5),
+    "powerpropagation": extension("Powerpropagation", window=(0.5, 2.5, 0), weights=WEIGHTS, alpha=1.5),
+    "soft_threshold": extension("SoftThreshold", weights=WEIGHTS, init_threshold=-3.0),
+    "soft_movement": extension("SoftMovement", window=(0, 3, 0), weights=WEIGHTS, regularization=3.0, score_lr=0.5),
+    "top_kast": extension("TopKAST", window=(0, 3, 0.5), weights=WEIGHTS, forward_sparsity=0.7, backward_sparsity=0.4),
+    "activation_regularizer": extension("ActivationRegularizer", layers=["relu"], alpha=0.01, reg_tens="out"),
+    "trainable_params": extension("TrainableParams", window=(1, 2, 0), weights=["conv.weight"], trainable=False),
+    "layer_pruning": extension("LayerPruning", window=(1, 3), layers=["relu2"]),
     "l1": regularizer("L1Regularizer", reg_regims={"conv.weight": 0.01}, threshold_criteria="Mean_Abs"),
     "group_lasso": regularizer(
         "GroupLassoRegularizer",
@@ -137,6 +156,7 @@ TECHNIQUES = {
         bits_bias=None,
         per_channel_wts=True,
     ),
+    "level_schemes": quantized(LEVEL, "SchemeQuantizer", scheme={"input_activations": None}),
     "distill_self": distill(teacher="self"),
     "distill_average_layers": distill(
         teacher={"ema": 0.9}, layers={"conv": "conv", "relu2": {"teacher": "relu2", "loss": "AT"}}
