@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import copy
 
+import onnx
 import pytest
 import torch
 from torch import nn
-
-pytest.importorskip("onnxruntime")
-pytest.importorskip("onnxscript")
 
 from distiller_ng.data_loggers import collect_quant_stats
 from distiller_ng.errors import ArgumentError, ExportError, LifecycleError
@@ -187,7 +185,6 @@ def test_token_numbers_and_keyword_arguments():
 def test_seven_bit_weights():
     quantizer, x = linear(per_channel_wts=True), torch.randn(8, 3, 8, 8)
     report = quantizer.convert("onnx", None, x, reduce_range=True)
-    onnx = pytest.importorskip("onnx")
     weights = [
         onnx.numpy_helper.to_array(one)
         for one in onnx.load_from_string(report.model.content).graph.initializer

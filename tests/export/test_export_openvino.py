@@ -6,8 +6,6 @@ import pytest
 import torch
 from torch import nn
 
-pytest.importorskip("openvino")
-
 from distiller_ng.errors import ArgumentError, ExportError
 from distiller_ng.export import export_model
 from distiller_ng.export.openvino_runtime import OpenVinoModule

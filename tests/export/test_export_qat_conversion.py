@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
 
-onnx = pytest.importorskip("onnx")
-pytest.importorskip("onnxruntime")
-
-from onnx import TensorProto, helper, numpy_helper  # noqa: E402
-
-from distiller_ng.errors import ArgumentError, ExportError  # noqa: E402
-from distiller_ng.export.onnx_runtime import OnnxModule, kernels_of  # noqa: E402
-from distiller_ng.export.qat_conversion import quantize_qat_export  # noqa: E402
+from distiller_ng.errors import ArgumentError, ExportError
+from distiller_ng.export.onnx_runtime import OnnxModule, kernels_of
+from distiller_ng.export.qat_conversion import quantize_qat_export
 
 
 def fake_quantized(opset=13, gamma=(1.5, -0.5, 1.0, 2.0), matmul=False, activations=np.uint8):

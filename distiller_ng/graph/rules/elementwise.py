@@ -102,6 +102,8 @@ def quantized_rows(walker: Walker, node: fx.Node, args: dict[str, Any]) -> Value
     rank = len(walker.shape(source))
     grids = [grid for name in ("scale", "zero_point") if isinstance(grid := args.get(name), fx.Node)]
     grids = [grid for grid in grids if prod(walker.shape(grid)) > 1]
+    # Zero points of symmetric grids are made as long as the scales are.
+    grids = [grid for grid in grids if walker.parameter(grid) is not None or not _single(walker, grid)]
     if axis is None or not grids:
         return walker.labels(source) if view is None else view
     views = [found for grid in grids if (found := walker.parameter(grid)) is not None]
