@@ -18,7 +18,7 @@ __all__ = ["GramFisher", "InverseFisher", "WoodburyFisher", "inverse_fisher"]
 
 #: Problems of up to so many stored values are computed in float64.
 _SMALL = 1 << 20
-_PIECE = 1 << 21  # values worked on at once; bounds temporary memory
+_PIECE = 1 << 18  # values worked on at once; bounds temporary memory
 _TOLERANCE = 1e-3  # how far below its least value rounding may move a pivot
 
 
@@ -28,13 +28,18 @@ class InverseFisher(ABC):
     ``size`` parameters in blocks of ``block``; the last block is filled up with parameters of gradient zero.
     """
 
-    def __init__(self, size: int, block: int, count: int, damp: float, dtype: torch.dtype) -> None:
+    def __init__(
+        self, size: int, block: int, count: int, damp: float, dtype: torch.dtype, device: torch.device | str
+    ) -> None:
         if size < 1 or block < 1 or count < 1 or not damp > 0:
             raise ArgumentError(
                 f"size, block and count are at least 1 and damp is above 0; got {size}, {block}, {count}, {damp}"
             )
         self.size, self.block, self.count, self.damp, self.dtype = size, min(block, size), count, damp, dtype
         self.blocks = -(-size // self.block)
+        self.device = torch.device(device)
+        #: 1 and 0 ``[size]``: gradients count as 0 where this is 0. None: everywhere as they are.
+        self.keep: Tensor | None = None
         self._added = 0
 
     @abstractmethod
@@ -62,6 +67,12 @@ class InverseFisher(ABC):
         missing = self.blocks * self.block - self.size
         flat = vector.reshape(-1).to(self.dtype)
         return (torch.nn.functional.pad(flat, (0, missing)) if missing else flat).view(self.blocks, self.block)
+
+    def _put(self, gradient: Tensor, place: Tensor, part: slice = slice(None)) -> None:
+        """Copy into memory of ours, zeros where the gradient does not count."""
+        place.copy_(gradient)
+        if self.keep is not None:
+            place.mul_(self.keep[part].view(place.shape))
 
     def _count_one(self, gradient: Tensor) -> None:
         if gradient.numel() != self.size or self._added == self.count:
@@ -110,15 +121,17 @@ class GramFisher(InverseFisher):
     def __init__(
         self, size: int, block: int, count: int, damp: float, dtype: torch.dtype, device: torch.device | str = "cpu"
     ) -> None:
-        super().__init__(size, block, count, damp, dtype)
-        self._chunk = torch.zeros(max(1, self.block // 4), self.blocks, self.block, dtype=dtype, device=device)
+        super().__init__(size, block, count, damp, dtype, device)
+        shape = (max(1, self.block // 4), self.blocks, self.block)
+        self._chunk = torch.zeros(shape, dtype=dtype, device=device)
         self._waiting = 0
-        self._matrix = torch.zeros(self.blocks, self.block, self.block, dtype=dtype, device=device)
+        self._is_blank = True  # the matrix is written by the first sum, at no cost for zeros
+        self._matrix = torch.empty(self.blocks, self.block, self.block, dtype=dtype, device=device)
 
     def add(self, gradient: Tensor) -> None:
         """Into the chunk; a full one is added to the sum."""
         self._count_one(gradient)
-        self._chunk[self._waiting].view(-1)[: self.size].copy_(gradient.reshape(-1))
+        self._put(gradient.reshape(-1), self._chunk[self._waiting].view(-1)[: self.size])
         self._waiting += 1
         if self._waiting == len(self._chunk):
             self._flush()
@@ -127,6 +140,8 @@ class GramFisher(InverseFisher):
         """Cholesky inverses, a piece of blocks at a time."""
         self._flush()
         self._chunk = self._chunk[:0].clone()
+        if self._is_blank:
+            self._matrix.zero_()
         if self.block == 1:
             self._matrix.div_(max(self._added, 1)).add_(self.damp).reciprocal_()
             return
@@ -157,8 +172,12 @@ class GramFisher(InverseFisher):
         if not self._waiting:
             return
         chunk, self._waiting = self._chunk[: self._waiting], 0
+        first, self._is_blank = self._is_blank, False
         if self.block == 1:
-            self._matrix.view(-1).add_(chunk.squeeze(2).square().sum(dim=0))
+            squares = chunk.squeeze(2).square().sum(dim=0)
+            self._matrix.view(-1).copy_(squares if first else squares.add_(self._matrix.view(-1)))
+        elif first:
+            torch.bmm(chunk.permute(1, 2, 0), chunk.permute(1, 0, 2), out=self._matrix)
         else:
             self._matrix.baddbmm_(chunk.permute(1, 2, 0), chunk.permute(1, 0, 2))
 
@@ -193,34 +212,39 @@ class WoodburyFisher(InverseFisher):
         *,
         pages: int = 1,
     ) -> None:
-        super().__init__(size, block, count, damp, dtype)
+        super().__init__(size, block, count, damp, dtype, device)
         self._rows = torch.zeros(self.blocks, count, self.block, dtype=dtype, device=device)
+        self._squares = torch.zeros(
+            self.blocks, 1, self.block, dtype=dtype, device=device
+        )  # of C, summed over its rows
         self._width = max(1, min(-(-self.block // pages), _PIECE // count))
 
     def add(self, gradient: Tensor) -> None:
         """One more row of every block."""
         self._count_one(gradient)
-        flat, whole = gradient.reshape(-1), self.size // self.block
-        self._rows[:whole, self._added - 1].copy_(flat[: whole * self.block].view(whole, self.block))
-        if whole < self.blocks:
-            self._rows[whole, self._added - 1, : self.size - whole * self.block].copy_(flat[whole * self.block :])
+        flat, even = gradient.reshape(-1), self.size // self.block * self.block
+        whole = slice(0, even)
+        self._put(flat[whole].view(-1, self.block), self._rows[: even // self.block, self._added - 1], whole)
+        if even < self.size:
+            rest = slice(even, self.size)
+            self._put(flat[rest], self._rows[-1, self._added - 1, : self.size - even], rest)
 
     def invert(self) -> None:
         """From ``G`` to ``C``, a piece of blocks at a time."""
         step = max(1, _PIECE // (self.count * self._width))
         for start in range(0, self.blocks, step):
-            self._whiten_(self._rows[start : start + step])
+            self._whiten_(self._rows[start : start + step], self._squares[start : start + step])
 
     def diagonal(self) -> Tensor:
         """``(1 - sum C^2) / damp``."""
-        squares = [torch.linalg.vector_norm(piece, dim=1).square_() for piece in self._columns(self._rows)]
-        return ((1 - torch.cat(squares, dim=1)) / self.damp).reshape(-1)[: self.size]
+        return ((1 - self._squares) / self.damp).reshape(-1)[: self.size]
 
     def multiply(self, vector: Tensor) -> Tensor:
         """``(v - C^T C v) / damp``."""
-        columns = self._filled(vector).unsqueeze(2)
-        inner = torch.bmm(self._rows, columns)
-        return ((columns - torch.bmm(self._rows.mT, inner)) / self.damp).reshape(-1)[: self.size]
+        columns = self._filled(vector)
+        # One product after the other: batched ones with a vector take five times as long.
+        made = torch.stack([rows.T @ (rows @ column) for rows, column in zip(self._rows, columns, strict=True)])
+        return ((columns - made) / self.damp).reshape(-1)[: self.size]
 
     def groups(self, width: int) -> Tensor:
         """``(I - C_Q^T C_Q) / damp``, a piece at a time."""
@@ -234,7 +258,7 @@ class WoodburyFisher(InverseFisher):
     def _columns(self, rows: Tensor) -> list[Tensor]:
         return list(torch.split(rows, self._width, dim=2))
 
-    def _whiten_(self, rows: Tensor, dtype: torch.dtype | None = None) -> None:
+    def _whiten_(self, rows: Tensor, squares: Tensor, dtype: torch.dtype | None = None) -> None:
         """In ``dtype``; blocks where that one's rounding shows, in float64."""
         shift = max(self._added, 1) * self.damp
         dtype = self.dtype if dtype is None else dtype
@@ -248,11 +272,14 @@ class WoodburyFisher(InverseFisher):
             # The inverse of the small factor and a product take half the time of solving for all the columns.
             eye = torch.eye(self.count, dtype=dtype, device=rows.device).expand_as(factors)
             inverse = torch.linalg.solve_triangular(factors, eye, upper=False)
-            for piece in self._columns(rows):
-                piece.copy_(torch.bmm(inverse, piece.to(dtype)))
+            for piece, sums in zip(self._columns(rows), self._columns(squares), strict=True):
+                whitened = torch.bmm(inverse, piece.to(dtype))
+                piece.copy_(whitened)
+                sums.copy_(whitened.square_().sum(dim=1, keepdim=True))  # while it is in the cache
             return
         for index in range(len(rows)):
-            self._whiten_(rows[index : index + 1], torch.float64 if bool(wrong[index]) else dtype)
+            one = slice(index, index + 1)
+            self._whiten_(rows[one], squares[one], torch.float64 if bool(wrong[index]) else dtype)
 
 
 def _factors(matrices: Tensor, least: float) -> tuple[Tensor, Tensor]:

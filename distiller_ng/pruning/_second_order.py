@@ -206,10 +206,13 @@ class SecondOrderPruner(GradualPruner):
         sparsity = sum(int(d.sum()) for d in dead.values()) / max(sum(d.numel() for d in dead.values()), 1)
         count = self.gradients_wanted(sparsity)
         fishers = {name: self._fisher(weight, count) for name, weight in weights.items()}
+        for name, fisher in fishers.items():
+            if bool(dead[name].any()):
+                keep = FlatLayout.of(weights[name].shape, self.mask_type).flat(~dead[name])
+                fisher.keep = keep.to(device=fisher.device, dtype=fisher.dtype)
         for gradients in self._gradients(ctx, count, weights):
             for name, fisher in fishers.items():
-                layout = FlatLayout.of(weights[name].shape, self.mask_type)
-                fisher.add(layout.flat(gradients[name].masked_fill(dead[name], 0)))
+                fisher.add(FlatLayout.of(weights[name].shape, self.mask_type).flat(gradients[name]))
         for fisher in fishers.values():
             fisher.invert()
         return fishers

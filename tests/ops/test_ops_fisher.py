@@ -140,3 +140,21 @@ def test_gradients_of_another_size_or_too_many_are_refused():
     fisher.add(torch.ones(4))
     with pytest.raises(ArgumentError, match="at most 1"):
         fisher.add(torch.ones(4))
+
+
+@pytest.mark.parametrize(("count", "block"), [(16, 4), (2, 8)])
+def test_gradients_that_do_not_count_are_zeros(count, block):
+    gradients, keep = torch.randn(count, 23), (torch.rand(23) < 0.5).double()
+    fisher = inverse_fisher(23, count, damp=1e-2, block_size=block)
+    fisher.keep = keep
+    for gradient in gradients:
+        fisher.add(gradient)
+    fisher.invert()
+    torch.testing.assert_close(fisher.diagonal(), dense(gradients * keep, 1e-2, block).diagonal())
+
+
+@pytest.mark.parametrize("block", [1, 4, 8])
+def test_no_gradient_at_all_leaves_the_damping(block):
+    fisher = inverse_fisher(8, 6, damp=0.25, block_size=block)
+    fisher.invert()
+    torch.testing.assert_close(fisher.multiply(torch.ones(8)), torch.full((8,), 4.0).double())
