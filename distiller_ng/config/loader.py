@@ -60,11 +60,15 @@ class ScheduleLoader:
 
     def load(self) -> CompressionScheduler:
         """Check everything, then add the policies; raises :class:`ScheduleError`."""
+        return self._commit(self.check())
+
+    def check(self) -> Sequence[PlannedPolicy]:
+        """The policies, ready to be added; nothing on the model changes. Raises :class:`ScheduleError`."""
         planned = self._plan(self._build_components())
         if not self._report.problems:
             warn_about_overlaps(planned, self._report)
         self._report.finish()
-        return self._commit(planned)
+        return planned
 
     def _build_components(self) -> Components:
         used = {(kind_of_key(policy.key).section, policy.instance_name) for policy in self._spec.policies}

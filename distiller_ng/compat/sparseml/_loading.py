@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -18,7 +19,7 @@ from distiller_ng.core.scheduler import CompressionScheduler
 from distiller_ng.core.summary import CompressionSummary
 from distiller_ng.errors import ArgumentError, ScheduleWarning, did_you_mean
 
-__all__ = ["Given", "load", "one_shot", "structure"]
+__all__ = ["Given", "check", "load", "one_shot", "structure"]
 
 _TEACHER = "teacher"
 _STRUCTURAL = ("QuantizationModifier", "LayerPruningModifier")
@@ -65,18 +66,24 @@ class Given:
 
 def load(spec: ScheduleSpec, module: nn.Module, optimizer: Optimizer | None, given: Given) -> CompressionScheduler:
     """The scheduler that runs ``spec`` on ``module``; raises :class:`ScheduleError`."""
-    spec, teachers = _with_teacher(spec, given.distillation_teacher)
-    scheduler = CompressionScheduler(module, example_inputs=given.example_inputs)
-    given.give(scheduler)
-    options = Options(scheduler, None, given.on_unmatched, given.example_inputs, teachers=teachers)
-    return ScheduleLoader(module, optimizer, spec, options).load()
+    scheduler, loader = _prepared(spec, module, optimizer, given)
+    loader.load()
+    if optimizer is None:
+        scheduler.masks.detach()
+        scheduler.optimizer = None
+    return scheduler
+
+
+def check(spec: ScheduleSpec, module: nn.Module, given: Given) -> None:
+    """Raises :class:`ScheduleError` for what does not fit the model; changes nothing."""
+    _prepared(spec, module, None, given)[1].check()
 
 
 def one_shot(spec: ScheduleSpec, module: nn.Module, given: Given) -> CompressionSummary:
     """Every modifier at its end, stage after stage; the summary is that of the last stage."""
     *before, last = stages_of(spec)
-    for stage in before:
-        load(stage, module, None, given).run_once()
+    for part in before:
+        load(part, module, None, given).run_once()
     return load(last, module, None, given).run_once()
 
 
@@ -92,6 +99,21 @@ def structure(spec: ScheduleSpec, module: nn.Module, epoch: float, given: Given)
         scheduler = load(part, module, None, given)
         for entry in scheduler.entries:
             scheduler.start_entry(entry, TrainPosition.one_shot())
+
+
+def _prepared(
+    spec: ScheduleSpec, module: nn.Module, optimizer: Optimizer | None, given: Given
+) -> tuple[CompressionScheduler, ScheduleLoader]:
+    spec, teachers = _with_teacher(spec, given.distillation_teacher)
+    scheduler = CompressionScheduler(module, example_inputs=given.example_inputs)
+    given.give(scheduler)
+    options = Options(scheduler, None, given.on_unmatched, given.example_inputs, teachers=teachers)
+    return scheduler, ScheduleLoader(module, optimizer or _stand_in(module), spec, options)
+
+
+def _stand_in(module: nn.Module) -> Optimizer:
+    """An optimizer that is never stepped, for components that give parameters to one."""
+    return torch.optim.SGD([*module.parameters()] or [nn.Parameter(torch.zeros(1))], lr=0.0)
 
 
 def _with_teacher(spec: ScheduleSpec, teacher: Any) -> tuple[ScheduleSpec, dict[str, nn.Module]]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from distiller_ng.compat.sparseml._driver import StepDriver
-from distiller_ng.compat.sparseml._loading import Given, load, one_shot, structure
+from distiller_ng.compat.sparseml._loading import Given, check, load, one_shot, structure
 from distiller_ng.compat.sparseml._views import ModifierLists, ModifierView
 from distiller_ng.config.api import read_schedule
 from distiller_ng.config.frontends.recipe.reverse import as_recipe
@@ -57,7 +57,7 @@ class ScheduledModifierManager(ModifierLists):
         self._recipe = as_recipe(spec) if recipe is None else recipe
         self._scheduler: CompressionScheduler | None = None
         self._driver: StepDriver | None = None
-        self._checks_losses = False
+        self._given: dict[str, Any] = {}
 
     @classmethod
     def from_yaml(
@@ -136,23 +136,24 @@ class ScheduledModifierManager(ModifierLists):
 
     @property
     def scheduler(self) -> CompressionScheduler:
-        """The scheduler that does it all; raises :class:`LifecycleError` before ``initialize`` or ``modify``."""
+        """The scheduler that does it all; raises :class:`LifecycleError` before ``modify``."""
         if self._scheduler is None:
             raise LifecycleError("the manager has no model yet: call modify(model, optimizer, steps_per_epoch) first")
         return self._scheduler
 
     @property
     def initialized(self) -> bool:
-        """Whether the manager has a model."""
+        """Whether the manager runs on a model."""
         return self._scheduler is not None
 
     def initialize(self, module: nn.Module, epoch: float = 0, loggers: Any = None, **given: Any) -> None:
-        """Check the recipe against ``module`` and make what training needs; ``modify`` does it, too.
+        """Check the recipe against ``module``, which is not changed; ``modify`` takes what is given here.
 
         ``given``: ``distillation_teacher``, ``grad_sampler``, ``calibration_dataloader``, ``calibration_function``,
         ``example_inputs``, ``on_unmatched``. ``loggers`` is accepted and unused.
         """
-        self._scheduler = load(self._spec, module, None, Given.of(given))
+        check(self._spec, module, Given.of(given))
+        self._given = dict(given)
 
     def modify(
         self,
@@ -172,11 +173,7 @@ class ScheduledModifierManager(ModifierLists):
         """
         if self._driver is not None:
             raise LifecycleError("modify() was called before: call finalize() first, or make another manager")
-        if self._scheduler is None or self._scheduler.model is not module:
-            self._scheduler = load(self._spec, module, optimizer, Given.of(given))
-        else:
-            self._scheduler.attach(optimizer)
-            Given.of(given).give(self._scheduler)
+        self._scheduler = load(self._spec, module, optimizer, Given.of({**self._given, **given}))
         done = round((epoch or 0) * steps_per_epoch)
         self._driver = StepDriver(self._scheduler, optimizer, steps_per_epoch, done)
         logger.info("recipe:\n%s", self.report())

@@ -114,7 +114,7 @@ def _translated(modifiers: list[ModifierSpec], layout: Layout, report: Report) -
     for entry in sorted(known, key=_order):
         stages.setdefault(entry.modifier.stage, []).append(entry)
     ordered = sorted(
-        stages.values(), key=lambda part: (max(t.timing.order[0] for t in part), min(t.timing.start for t in part))
+        stages.values(), key=lambda part: (max(t.timing.end for t in part), min(t.timing.start for t in part))
     )
     return [entry for part in ordered for entry in part]
 
