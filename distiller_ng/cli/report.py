@@ -1,0 +1,33 @@
+"""``distiller-ng report``: one HTML page about runs (layer 5)."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import ClassVar
+
+from distiller_ng.cli.base import COMMANDS, Command
+from distiller_ng.reports.html import write_html_report
+
+__all__ = ["ReportCommand"]
+
+
+@COMMANDS.register("report")
+class ReportCommand(Command):
+    """One self-contained page about one run, or a comparison of several.
+
+    ``distiller-ng report logs/agp___2026.11.21-102036 logs/thinned___2026.11.21-102045 -o report.html``
+    """
+
+    help: ClassVar[str] = "write one HTML page about runs: accuracy, curves, layers, models in their runtimes"
+
+    def configure(self, parser: argparse.ArgumentParser) -> None:
+        """``report RUN_DIR... [-o PATH] [--title TEXT]``."""
+        parser.add_argument("runs", metavar="RUN_DIR", nargs="+", help="folder of a run (it has a summary.json)")
+        parser.add_argument("-o", "--output", metavar="PATH", default="report.html", help="default: report.html")
+        parser.add_argument("--title", default="", help="heading of the page")
+
+    def run(self, options: argparse.Namespace) -> int:
+        """Write the page and say where it is."""
+        sys.stdout.write(f"{write_html_report(options.runs, options.output, title=options.title)}\n")
+        return 0
