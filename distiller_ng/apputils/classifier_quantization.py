@@ -19,15 +19,21 @@ from distiller_ng.apputils.classifier_loops import Loggers, Scores, load_data, t
 from distiller_ng.apputils.classifier_loops import evaluate_model as evaluate_as_it_is
 from distiller_ng.checkpoint import save_checkpoint
 from distiller_ng.core.scheduler import CompressionScheduler
-from distiller_ng.errors import ArgumentError
+from distiller_ng.errors import ArgumentError, listed
 from distiller_ng.names import unwrap
 from distiller_ng.ops.modules import make_non_parallel_copy, model_device
 from distiller_ng.quantization.base import quantization_of
 from distiller_ng.quantization.post_train import PostTrainLinearQuantizer
-from distiller_ng.quantization.ptq_arguments import check_post_train_quant_args
+from distiller_ng.quantization.ptq_arguments import add_post_train_quant_args, check_post_train_quant_args
 from distiller_ng.quantization.ptq_coordinate_search import cmdline_args_to_dict, ptq_coordinate_search
 
-__all__ = ["check_quantization_flags", "evaluate_model", "lapq_search", "quantize_and_test_model"]
+__all__ = [
+    "check_quantization_flags",
+    "evaluate_model",
+    "idle_quantization_flags",
+    "lapq_search",
+    "quantize_and_test_model",
+]
 
 logger = logging.getLogger("distiller_ng.app")
 
@@ -46,6 +52,24 @@ def check_quantization_flags(args: argparse.Namespace) -> None:
         raise ArgumentError("--qe-convert-pytorch needs --evaluate", argument=("qe_convert_pytorch",))
     if wanted:
         check_post_train_quant_args(args)
+
+
+def idle_quantization_flags(args: argparse.Namespace) -> list[str]:
+    """Flags of quantization that are set and do nothing, because nothing is quantized: ``["--qe-bits-wts"]``."""
+    if (
+        getattr(args, "quantize_eval", False)
+        or getattr(args, "qe_lapq", False)
+        or getattr(args, "qe_calibration", None)
+    ):
+        return []
+    parser = argparse.ArgumentParser()
+    add_post_train_quant_args(parser, add_lapq_args=True)
+    needed = ("qe_convert_pytorch", "qe_pytorch_backend") if getattr(args, "qe_convert_pytorch", False) else ()
+    return [
+        "--" + name.replace("_", "-")
+        for name, default in vars(parser.parse_args([])).items()
+        if name not in needed and getattr(args, name, default) != default
+    ]
 
 
 def evaluate_model(
@@ -76,6 +100,9 @@ def evaluate_model(
             )
         real = converted_model(make_non_parallel_copy(model).cpu().eval(), _one_batch(test_loader), wanted, logdir)
         return test(test_loader, real, criterion, loggers, args=wanted)
+    idle = idle_quantization_flags(wanted)
+    if idle:
+        logger.warning("no effect without --quantize-eval: %s", listed(idle))
     return evaluate_as_it_is(test_loader, model, criterion, loggers, activations_collectors, wanted, scheduler)
 
 

@@ -29,6 +29,7 @@ from distiller_ng.apputils.classifier_loops import load_data, test, train, valid
 from distiller_ng.apputils.classifier_quantization import (
     check_quantization_flags,
     evaluate_model,
+    idle_quantization_flags,
     quantize_and_test_model,
 )
 from distiller_ng.apputils.classifier_setup import infer_implicit_args_, init_learner, set_up_device_, set_up_seeds
@@ -316,6 +317,8 @@ class ClassifierCompressor:
         """What ``--evaluate`` does: :meth:`test` with the masks applied, or quantized as the flags say."""
         self.compression_scheduler.mask_all_weights()
         if not (self.args.quantize_eval or self.args.qe_convert_pytorch or getattr(self.args, "qe_lapq", False)):
+            for flag in idle_quantization_flags(self.args):
+                logger.warning("%s has no effect without --quantize-eval", flag)
             return self.test()
         self.load_datasets()
         top1, top5, loss = evaluate_model(

@@ -169,6 +169,14 @@ def test_mistakes(main, flags, message, capsys):
     assert message in error
 
 
+def test_flags_without_effect_are_told(main, weights, capsys):
+    load = (*ARCH, "--exp-load-weights-from", weights, "--evaluate", "--etes", "0.1")
+    assert main([*load, "--qe-bits-wts", "4", "--qe-clip-acts"]) == 0
+    told = capsys.readouterr()
+    for flag in ("--qe-bits-wts", "--qe-clip-acts"):
+        assert f"{flag} has no effect without --quantize-eval" in told.out + told.err
+
+
 def test_as_functions(weights):
     """Without a folder nothing is written; the model stays as it is."""
     args = init_classifier_compression_arg_parser().parse_args(
