@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import nn
+
 from distiller_ng.core.context import StepContext
 from distiller_ng.core.policy import Policy
 from distiller_ng.core.window import PolicyWindow
 from distiller_ng.errors import ArgumentError
 from distiller_ng.names import ParameterIndex
+from distiller_ng.policies._step_hooks import StepHooks
 from distiller_ng.policies.extensions import EXTENSIONS
 from distiller_ng.registry import RecipeTag
 
@@ -31,7 +34,8 @@ class TrainableParams(Policy):
     """Sets ``requires_grad`` of parameters while its window is open, and puts it back when the window ends.
 
     ``weights``: targets. ``trainable``: true or false; text is false if it contains an ``f`` or a ``0``, as in recipes.
-    A parameter that is frozen loses its gradient, so that the optimizer leaves it alone. A window that never ends
+    A parameter that is frozen loses its gradient, so that the optimizer leaves it alone (below DistributedDataParallel
+    that is all: the flag stays). A window that never ends
     leaves what it set.
 
     Source: SparseML's ``TrainableParamsModifier``. The first layer learns from epoch 10 on only::
@@ -57,6 +61,7 @@ class TrainableParams(Policy):
         self._before: dict[str, bool] | None = None
         self._is_over = False
         self._index: ParameterIndex | None = None
+        self._steps = StepHooks(self._drop_gradients, _nothing)
 
     def on_epoch_begin(self, ctx: StepContext) -> None:
         """A window of whole epochs begins."""
@@ -65,6 +70,12 @@ class TrainableParams(Policy):
     def on_minibatch_begin(self, ctx: StepContext) -> None:
         """Begin before this forward pass."""
         self._set(ctx)
+        if self._before is not None and self._drops and ctx.is_step:
+            self._steps.arm(ctx)
+
+    def on_finish(self, ctx: StepContext) -> None:
+        """Leave nothing on the optimizers."""
+        self._steps.remove()
 
     def on_update(self, ctx: StepContext) -> None:
         """Begin, where nothing came before."""
@@ -94,6 +105,16 @@ class TrainableParams(Policy):
         for name in self._before or () if self._index is not None else ():
             self._flag(self._index, name, self.trainable)  # type: ignore[arg-type]
 
+    @property
+    def _drops(self) -> bool:
+        """Whether freezing means dropping gradients: DistributedDataParallel waits for those of every parameter."""
+        model = None if self._index is None else self._index.model
+        return not self.trainable and isinstance(model, nn.parallel.DistributedDataParallel)
+
+    def _drop_gradients(self, ctx: StepContext) -> None:
+        for name in self._before or ():
+            ctx.parameters[name].grad = None
+
     def _set(self, ctx: StepContext) -> None:
         if self._before is not None or self._is_over:
             return
@@ -102,9 +123,14 @@ class TrainableParams(Policy):
         for name in names:
             self._flag(ctx.parameters, name, self.trainable)
 
-    @staticmethod
-    def _flag(parameters: ParameterIndex, name: str, value: bool) -> None:
+    def _flag(self, parameters: ParameterIndex, name: str, value: bool) -> None:
+        if self._drops:
+            return
         parameter = parameters[name]
         parameter.requires_grad_(value)
         if not value:
             parameter.grad = None
+
+
+def _nothing(ctx: StepContext) -> None:
+    return None
