@@ -13,6 +13,7 @@ from distiller_ng.export.packed_loading import load_packed
 from distiller_ng.export.sparse import save_sparse
 from distiller_ng.quantization import PostTrainLinearQuantizer
 from distiller_ng.quantization.base import QUANTIZERS
+from distiller_ng.quantization.exporters import export_model
 from distiller_ng.thinning import remove_filters
 
 
@@ -419,3 +420,20 @@ def test_wrong_arguments(tmp_path):
     with pytest.raises(ExportError, match="cannot be stored"):
         save_sparse(nn.LazyLinear(3), path)
     assert not path.exists()
+
+
+def test_exporters_write_the_same_files(tmp_path):
+    model = pruned(net(), 0.9)
+    report = export_model(model, "sparse", images(), tmp_path / "net")
+    assert report.path == tmp_path / "net.safetensors"
+    assert report.target == "sparse"
+    assert report.bytes == report.path.stat().st_size  # a header too: this model is tiny
+    assert report.floating["conv2"] == "stored as mask, computed in floating point"
+    assert torch.equal(load_packed(net, report.path)(images()), model(images()))
+    packed = export_model(net(), "packed", images(), tmp_path / "packed", bits=4, keep=["fc"])
+    assert {layer.name: layer.weight_bits for layer in packed.layers} == {"conv1": 4, "conv2": 4, "fc": None}
+    assert packed.details["file"].file_bytes == packed.bytes
+    with pytest.raises(ArgumentError, match="pass path"):
+        export_model(model, "sparse", images())
+    with pytest.raises(ArgumentError, match="unknown option 'bit'. Did you mean 'bits'"):
+        export_model(model, "packed", images(), tmp_path / "x", bit=4)
