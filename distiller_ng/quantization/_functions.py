@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from distiller_ng.data_loggers.quant_stats_file import QuantStats
+from distiller_ng.errors import GraphError
+from distiller_ng.graph._failures import MODEL_FAILURES
 from distiller_ng.graph.functional_calls import (
     FunctionCall,
     Outside,
@@ -144,15 +146,21 @@ class _Finder:
 
 
 def functions_called(model: nn.Module, dummy_input: Any) -> Functions:
-    """The functions that ``model`` calls on ``dummy_input``; it runs once, in eval mode and without gradients."""
+    """The functions that ``model`` calls on ``dummy_input``; it runs once, in eval mode and without gradients.
+
+    Raises :class:`GraphError` when it does not run.
+    """
     inputs = as_example_inputs(dummy_input)
     args, kwargs = convert_tensors_recursively_to((inputs.args, dict(inputs.kwargs)), model_device(model))
     finder = _Finder(model)
     inner = unwrap(model)
     with undisturbed(inner), torch.no_grad():
         inner.eval()
-        with watching_calls(inner, finder):
-            inner(*args, **kwargs)
+        try:
+            with watching_calls(inner, finder):
+                inner(*args, **kwargs)
+        except MODEL_FAILURES as error:
+            raise GraphError(f"{type(inner).__name__} does not run on dummy_input: {error}") from error
     return finder.found
 
 

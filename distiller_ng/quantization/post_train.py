@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from distiller_ng.data_loggers.quant_stats_file import load_quant_stats
 from distiller_ng.errors import ArgumentError, ScheduleWarning, listed
 from distiller_ng.graph.bn_folding import fold_batch_norms, foldable_pairs
 from distiller_ng.graph.summary_graph import SummaryGraph
@@ -32,15 +31,15 @@ from distiller_ng.quantization.ptq_fusion import (
     fusions,
 )
 from distiller_ng.quantization.ptq_layout import dummy_input_of, layout_of, stats_of
+from distiller_ng.quantization.ptq_notes import plan_notes
 from distiller_ng.quantization.ptq_older_order import older_order
 from distiller_ng.quantization.ptq_parameters import LinearQuantParameters
-from distiller_ng.quantization.ptq_parts import ModelParts
+from distiller_ng.quantization.ptq_parts import ModelParts, given_statistics
 from distiller_ng.quantization.ptq_replacing import (
     NO_STATISTICS,
     WrapperFactory,
     is_wrappable,
     needs_no_statistics,
-    without_statistics,
 )
 from distiller_ng.quantization.ptq_settings import Clip, Mode, ModuleQuantMode, QuantSettings, parse_clip
 from distiller_ng.quantization.ptq_undo import Undo, leave_fast_paths_
@@ -139,7 +138,7 @@ class PostTrainLinearQuantizer(LinearQuantParameters, Quantizer):
         self.model_activation_stats: dict[str, dict[str, Any]] | None = None
         if isinstance(model, nn.Module):
             if model_activation_stats is not None:
-                self.model_activation_stats = load_quant_stats(model_activation_stats, model)
+                self.model_activation_stats = given_statistics(model_activation_stats, model)
             self._parts = ModelParts(model, self.model_activation_stats, overrides)
         super().__init__(model, None, bits_activations, bits_parameters, bits_accum, overrides)
 
@@ -190,11 +189,9 @@ class PostTrainLinearQuantizer(LinearQuantParameters, Quantizer):
         return self._factory
 
     def extra_notes(self) -> list[str]:
-        """What stays in floating point because there are no statistics."""
-        if self.model_activation_stats is not None or self.default_qbits.acts is None:
-            return []
-        names = without_statistics(self.model)
-        return [f"without calibration statistics {listed(names, limit=4)} stay in floating point"] if names else []
+        """What stays in floating point because there are no statistics, and accumulators that are too narrow."""
+        stats, bits = self.model_activation_stats, self._factory.num_bits_accum
+        return plan_notes(self.model, self.module_qbits_map, self.mode, bits, has_stats=stats is not None)
 
     def _find_parameters(self) -> None:
         """Nothing is left to quantize once the model is prepared."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
 
-from distiller_ng.data_loggers.quant_stats_file import QuantStats
+from distiller_ng.data_loggers.quant_stats_file import QuantStats, load_quant_stats
+from distiller_ng.errors import CalibrationError
 from distiller_ng.modules.recurrent_parts import (
     RecurrentParts,
     place_recurrent_parts_,
@@ -25,9 +27,25 @@ from distiller_ng.quantization._functions import (
     shown_functions,
 )
 from distiller_ng.quantization.ptq_replacing import leaves_alone
+from distiller_ng.quantization.ptq_settings import StatisticsError, StatisticsFileError
 from distiller_ng.quantization.range_linear_output import is_called
 
-__all__ = ["ModelParts"]
+__all__ = ["ModelParts", "given_statistics"]
+
+
+def given_statistics(source: str | os.PathLike[str] | Mapping[str, Any], model: nn.Module) -> QuantStats:
+    """:func:`load_quant_stats`, with errors that tell a schedule's reader where the statistics were given.
+
+    Raises :class:`StatisticsFileError` (a ``FileNotFoundError``) and :class:`StatisticsError`.
+    """
+    place = ("model_activation_stats",)
+    try:
+        return load_quant_stats(source, model)
+    except FileNotFoundError:
+        text = f"the statistics file {str(source)!r} does not exist (relative paths start at {os.getcwd()!r})"
+        raise StatisticsFileError(f"{text}: make it with collect_quant_stats(model, test_fn)", argument=place) from None
+    except CalibrationError as error:
+        raise StatisticsError(str(error), argument=place) from error
 
 
 class ModelParts:

@@ -110,7 +110,9 @@ class WrapperFactory:
     def __call__(self, module: nn.Module, name: str, qbits_map: Mapping[str, QBits], **settings: Any) -> nn.Module:
         """The wrapper, or the module itself where it stays."""
         try:
-            return self._made(module, canonical_name(name), qbits_map[name], {**self.defaults, **settings})
+            # Who writes x + y has no part in how its operands are quantized.
+            by_itself = {"inputs_quant_auto_fallback": True} if isinstance(module, FunctionModule) else {}
+            return self._made(module, canonical_name(name), qbits_map[name], {**self.defaults, **by_itself, **settings})
         except ArgumentError as error:
             path = ("overrides", name, *error.argument) if settings and error.argument else error.argument
             raise ArgumentError(f"{name}: {error}", argument=path) from error

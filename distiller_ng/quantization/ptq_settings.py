@@ -24,6 +24,8 @@ __all__ = [
     "ModuleQuantMode",
     "NoStatsError",
     "QuantSettings",
+    "StatisticsError",
+    "StatisticsFileError",
     "TensorQuantMetadata",
     "UnquantizedInputError",
     "input_settings",
@@ -38,6 +40,14 @@ _INPUT_KEYS = ("bits_activations", "mode", "clip_acts", "clip_n_stds", "clip_hal
 
 class NoStatsError(CalibrationError, NotImplementedError):
     """A module whose output range must be known beforehand has no calibration statistics."""
+
+
+class StatisticsError(ArgumentError, CalibrationError):
+    """The statistics a quantizer was given are damaged or belong to another model."""
+
+
+class StatisticsFileError(StatisticsError, FileNotFoundError):
+    """The statistics file a quantizer was given does not exist."""
 
 
 class UnquantizedInputError(LifecycleError):

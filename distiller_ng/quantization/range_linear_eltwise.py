@@ -8,10 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from distiller_ng.ops.linear_quantization import LinearQuantMode
-from distiller_ng.quantization.ptq_settings import Clip, Mode, TensorQuantMetadata
+from distiller_ng.quantization.ptq_settings import TensorQuantMetadata
 from distiller_ng.quantization.q_utils import linear_quantize_clamp
-from distiller_ng.quantization.quant_params import ClipMode
 from distiller_ng.quantization.range_linear_wrappers import RangeLinearQuantWrapper
 
 __all__ = [
@@ -22,41 +20,21 @@ __all__ = [
 ]
 
 
+_ACCUMULATOR_BITS = 32
+
+
 class _Combining(RangeLinearQuantWrapper):
-    """Wrappers of operations on several tensors; they need statistics of the output."""
+    """Wrappers of operations on several tensors; they need statistics of the output.
+
+    Arguments: ``wrapped_module, num_bits_acts, mode, clip_acts, activation_stats, clip_n_stds, clip_half_range,
+    scale_approx_mult_bits, input_overrides, inputs_quant_auto_fallback``, in Distiller's order.
+    """
 
     needs_stats: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        wrapped_module: nn.Module,
-        num_bits_acts: int | None,
-        mode: Mode = LinearQuantMode.SYMMETRIC,
-        clip_acts: Clip = ClipMode.NONE,
-        activation_stats: Mapping[str, Any] | None = None,
-        clip_n_stds: float | None = None,
-        clip_half_range: bool = False,
-        scale_approx_mult_bits: int | None = None,
-        input_overrides: Mapping[Any, Any] | None = None,
-        inputs_quant_auto_fallback: bool = False,
-        *,
-        quantize_inputs: bool = True,
-    ) -> None:
-        super().__init__(
-            wrapped_module,
-            num_bits_acts,
-            32,
-            mode,
-            clip_acts,
-            activation_stats,
-            clip_n_stds,
-            clip_half_range,
-            scale_approx_mult_bits,
-            input_overrides,
-            True,
-            inputs_quant_auto_fallback,
-            quantize_inputs=quantize_inputs,
-        )
+    def __init__(self, wrapped_module: nn.Module, num_bits_acts: int | None, *settings: Any, **named: Any) -> None:
+        """As the base, without ``num_bits_accum``: accumulators have 32 bits, so ``mode`` comes third."""
+        super().__init__(wrapped_module, num_bits_acts, _ACCUMULATOR_BITS, *settings, **named)
 
     def _rescaled(self, inputs_q: list[Tensor], grids: list[TensorQuantMetadata]) -> list[Tensor]:
         """Integers in steps of the output, without its zero point."""
@@ -125,38 +103,6 @@ class RangeLinearQuantMatmulWrapper(RangeLinearQuantWrapper):
     """
 
     wraps: ClassVar[tuple[str, ...]] = ("Matmul", "BatchMatmul")
-
-    def __init__(
-        self,
-        wrapped_module: nn.Module,
-        num_bits_acts: int | None,
-        num_bits_accum: int = 32,
-        mode: Mode = LinearQuantMode.SYMMETRIC,
-        clip_acts: Clip = ClipMode.NONE,
-        activation_stats: Mapping[str, Any] | None = None,
-        clip_n_stds: float | None = None,
-        clip_half_range: bool = False,
-        scale_approx_mult_bits: int | None = None,
-        input_overrides: Mapping[Any, Any] | None = None,
-        inputs_quant_auto_fallback: bool = False,
-        *,
-        quantize_inputs: bool = True,
-    ) -> None:
-        super().__init__(
-            wrapped_module,
-            num_bits_acts,
-            num_bits_accum,
-            mode,
-            clip_acts,
-            activation_stats,
-            clip_n_stds,
-            clip_half_range,
-            scale_approx_mult_bits,
-            input_overrides,
-            True,
-            inputs_quant_auto_fallback,
-            quantize_inputs=quantize_inputs,
-        )
 
     def quantized_forward(
         self, inputs_q: list[Tensor], grids: list[TensorQuantMetadata], **settings: Any

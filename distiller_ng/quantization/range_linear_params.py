@@ -80,7 +80,6 @@ class RangeLinearQuantParamLayerWrapper(RangeLinearQuantWrapper):
             clip_half_range,
             scale_approx_mult_bits,
             input_overrides,
-            True,
             inputs_quant_auto_fallback,
             quantize_inputs=quantize_inputs,
         )

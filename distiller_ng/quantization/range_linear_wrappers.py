@@ -71,7 +71,6 @@ class RangeLinearQuantWrapper(OutputGrid):
         clip_half_range: bool = False,
         scale_approx_mult_bits: int | None = None,
         input_overrides: Mapping[Any, Any] | None = None,
-        requires_quantized_inputs: bool = True,
         inputs_quant_auto_fallback: bool = False,
         *,
         quantize_inputs: bool = True,
@@ -88,7 +87,7 @@ class RangeLinearQuantWrapper(OutputGrid):
         self.mode = modes
         self.num_bits_accum = check_bits(num_bits_accum, argument="num_bits_accum")
         self.accum_min_q_val, self.accum_max_q_val = get_quantized_range(num_bits_accum, signed=True)
-        self.requires_quantized_inputs = requires_quantized_inputs and num_bits_acts is not None
+        self.requires_quantized_inputs = num_bits_acts is not None
         self.inputs_quant_auto_fallback = inputs_quant_auto_fallback
         self.quantize_inputs = quantize_inputs
         self.input_overrides = input_settings(settings, input_overrides)
