@@ -15,6 +15,7 @@ from distiller_ng.config.components import Builder
 from distiller_ng.config.kinds import KINDS, kind_of_key
 from distiller_ng.config.marks import Path
 from distiller_ng.config.overlaps import warn_about_overlaps
+from distiller_ng.config.parts import OPTIONAL, without_missing_teachers
 from distiller_ng.config.policies import PlannedPolicy, PolicyBuilder, find_instance
 from distiller_ng.config.probing import CONSTRUCTOR_ERRORS
 from distiller_ng.config.problems import Report
@@ -53,10 +54,13 @@ class ScheduleLoader:
 
     def __init__(self, model: nn.Module, optimizer: Optimizer | None, spec: ScheduleSpec, options: Options) -> None:
         _check_options(model, optimizer, options)
-        self._model, self._optimizer, self._spec, self._options = model, optimizer, spec, options
+        self._model, self._optimizer, self._options = model, optimizer, options
+        self._spec = without_missing_teachers(spec, bool(options.teachers))
         existing = options.scheduler
         self._parameters = ParameterIndex(model) if existing is None else existing.parameters
         self._report = Report(spec.source, spec.marks, list(spec.problems), list(spec.warnings))
+        if len(self._spec.policies) != len(spec.policies):
+            self._report.warn((OPTIONAL[0],), "no teacher was given: the recipe does not distil", at_key=True)
 
     def load(self) -> CompressionScheduler:
         """Check everything, then add the policies; raises :class:`ScheduleError`."""
@@ -142,6 +146,7 @@ class ScheduleLoader:
             for policy in planned:
                 scheduler.add_policy(policy.policy, **_times(policy.spec.timing))
                 _name_last(scheduler, policy, self._spec)
+        scheduler.notes += [str(warning) for warning in self._report.warnings]
         if self._optimizer is not None and options.resumed_epoch is not None:
             continue_learning_rates_(planned, self._optimizer, options.resumed_epoch)
         if isinstance(scheduler, LoadedScheduler):

@@ -8,7 +8,10 @@ from dataclasses import replace
 from distiller_ng.config.kinds import kind_of_key
 from distiller_ng.config.spec import ModifierSpec, ScheduleSpec
 
-__all__ = ["part_of", "stages_of"]
+__all__ = ["OPTIONAL", "part_of", "stages_of", "without_missing_teachers"]
+
+#: The variable of a recipe that makes distillation depend on whether there is a teacher.
+OPTIONAL = ("distillation", "optional")
 
 
 def part_of(spec: ScheduleSpec, wanted: Callable[[ModifierSpec], bool]) -> ScheduleSpec:
@@ -21,6 +24,15 @@ def part_of(spec: ScheduleSpec, wanted: Callable[[ModifierSpec], bool]) -> Sched
         policies=tuple(p for p in spec.policies if (kind_of_key(p.key).section, p.instance_name) in places),
         recipe=None if spec.recipe is None else replace(spec.recipe, modifiers=modifiers),
     )
+
+
+def without_missing_teachers(spec: ScheduleSpec, has_teachers: bool) -> ScheduleSpec:
+    """A recipe that says ``distillation: optional`` without its distillation, where no teacher was given."""
+    name, value = OPTIONAL
+    if has_teachers or spec.recipe is None or spec.recipe.variables.get(name) != value:
+        return spec
+    taught = {(c.section, c.name) for c in spec.components if c.section == "distillers" and "teacher" not in c.args}
+    return part_of(spec, lambda modifier: modifier.instance not in taught)
 
 
 def stages_of(spec: ScheduleSpec) -> Iterator[ScheduleSpec]:

@@ -55,6 +55,8 @@ class PolicyList:
         self.accumulation_steps = accumulation_steps
         self.compat = checked_compat(compat)
         self._entries: list[Entry] = []
+        #: What was taken with a warning when the schedule was loaded, for reports.
+        self.notes: list[str] = []
         self._lifecycle = Lifecycle()
         self._active = ActiveEntries.of((), 0)
         self._position = TrainPosition(0)

@@ -36,12 +36,16 @@ class CompressionScheduler(StatefulScheduler):
     data flow. Attributes: ``parameters``, ``masks`` (also ``zeros_mask_dict``), ``optimizer``.
     """
 
-    def epochs(self, number: int) -> Iterator[int]:
+    def epochs(self, number: int | None = None) -> Iterator[int]:
         """Yield the epochs up to ``number`` (exclusive) that are still to run, from 0 or from a checkpoint's position.
+
+        Without a number as many as the schedule is made for (:attr:`max_epochs`), as a recipe's ``EpochRangeModifier``
+        says.
 
         Report validation results with :meth:`report` inside the body, and save a checkpoint as the last thing in it:
         a run resumed from there continues with the next epoch. Ends with :meth:`finish`.
         """
+        number = self.max_epochs if number is None else number
         if isinstance(number, bool) or not isinstance(number, int) or number < 0:
             raise ArgumentError(f"the number of epochs is a whole number from 0, got {number!r}")
         if self._resume is not None:

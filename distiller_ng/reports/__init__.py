@@ -20,6 +20,7 @@ from distiller_ng.reports.pictures import (
     draw_model_to_file,
 )
 from distiller_ng.reports.progress import TrainingProgress
+from distiller_ng.reports.schedule_plan import PlannedActions, SchedulePlan, schedule_plan
 from distiller_ng.reports.size_and_speed import ModelFigures, size_and_speed, size_and_speed_tbl
 from distiller_ng.reports.sparsity import (
     masks_sparsity_summary,
@@ -35,6 +36,8 @@ __all__ = [
     "SUMMARIES",
     "ActivationHistograms",
     "ModelFigures",
+    "PlannedActions",
+    "SchedulePlan",
     "Table",
     "TrainingProgress",
     "activation_histograms_summary",
@@ -54,6 +57,7 @@ __all__ = [
     "model_summary",
     "modules_summary",
     "modules_tbl_summary",
+    "schedule_plan",
     "size_and_speed",
     "size_and_speed_tbl",
     "weights_sparsity_summary",

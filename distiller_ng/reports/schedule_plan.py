@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -66,9 +66,7 @@ class SchedulePlan:
         return "\n".join([head, *map(str, self.policies), *(f"note: {note}" for note in self.notes)])
 
 
-def schedule_plan(
-    scheduler: HookDriver, steps_per_epoch: float, epochs: int | None = None, *, notes: Sequence[str] = ()
-) -> SchedulePlan:
+def schedule_plan(scheduler: HookDriver, steps_per_epoch: float, epochs: int | None = None) -> SchedulePlan:
     """What ``scheduler`` will do in a run of ``epochs`` (default: as long as its windows are).
 
     Raises :class:`ArgumentError` unless ``steps_per_epoch`` is above 0. Example: a gradual pruner from epoch 0 to 4
@@ -81,7 +79,7 @@ def schedule_plan(
         raise ArgumentError(f"steps_per_epoch is above 0, got {steps_per_epoch!r}", argument=("steps_per_epoch",))
     length = scheduler.max_epochs if epochs is None else epochs
     rows = tuple(_row(entry, scheduler, steps_per_epoch, length) for entry in scheduler.entries)
-    return SchedulePlan(length, steps_per_epoch, rows, tuple(notes))
+    return SchedulePlan(length, steps_per_epoch, rows, tuple(scheduler.notes))
 
 
 def _row(entry: Entry, scheduler: HookDriver, steps_per_epoch: float, epochs: int) -> PlannedActions:

@@ -236,8 +236,7 @@ class ScheduledModifierManager(ModifierLists):
     def report(self) -> SchedulePlan:
         """What the recipe will do to the model: values, parameters, the epochs of every action, leniencies."""
         steps = 1.0 if self._driver is None else self._driver.steps_per_epoch
-        notes = [str(warning) for warning in self._spec.warnings]
-        return schedule_plan(self.scheduler, steps, max(self.max_epochs, 1), notes=notes)
+        return schedule_plan(self.scheduler, steps, max(self.max_epochs, 1))
 
     # -- saving -----------------------------------------------------------------------------------------------------
 
