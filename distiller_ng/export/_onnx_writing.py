@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from distiller_ng.errors import ExportError
+from distiller_ng.export._onnx_float_layers import keep_float_layers_
 from distiller_ng.export._onnx_translation import translation_table
 from distiller_ng.export.quantized_graph import QuantizedGraph
 from distiller_ng.ops.optional import require
@@ -50,6 +51,7 @@ def onnx_bytes(
         raise ExportError(f"the model cannot be written as ONNX: {_reason(error)}") from error
     proto = written.model_proto
     _without_origins(proto)
+    keep_float_layers_(proto)
     if proto.ByteSize() > _LIMIT:
         raise ExportError(f"the model needs {proto.ByteSize():,} bytes, and an ONNX file holds at most {_LIMIT:,}")
     content: bytes = proto.SerializeToString()
