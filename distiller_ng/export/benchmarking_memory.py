@@ -1,7 +1,4 @@
-"""Peak memory of a model that runs in a process of its own (layer 4).
-
-Run as a program it is that process: ``python -m distiller_ng.export.benchmarking_memory task.pt`` prints one number.
-"""
+"""Peak memory of a model that runs in a process of its own (layer 4)."""
 
 from __future__ import annotations
 
@@ -68,7 +65,7 @@ def _write(task: Path, subject: Subject, inputs: ExampleInputs, threads: int) ->
 
 def _measured(task: Path) -> tuple[int | None, str]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    command = [sys.executable, "-m", __name__, str(task)]
+    command = [sys.executable, "-c", f"from {__name__} import main; main()", str(task)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, env=environment, check=False)
     except (subprocess.TimeoutExpired, OSError) as error:
@@ -130,5 +127,6 @@ def _status(name: str) -> int:
     return 1024 * int(line.split()[1])
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """What the process of its own does: run the task that its argument names, and write the bytes."""
     sys.stdout.write(f"{_run(Path(sys.argv[1]))}\n")
