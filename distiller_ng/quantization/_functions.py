@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from distiller_ng.data_loggers.quant_stats_file import QuantStats
 from distiller_ng.errors import GraphError
-from distiller_ng.graph._failures import MODEL_FAILURES
+from distiller_ng.graph._failures import MODEL_FAILURES, failed_at
 from distiller_ng.graph.functional_calls import (
     FunctionCall,
     Outside,
@@ -160,7 +160,9 @@ def functions_called(model: nn.Module, dummy_input: Any) -> Functions:
             with watching_calls(inner, finder):
                 inner(*args, **kwargs)
         except MODEL_FAILURES as error:
-            raise GraphError(f"{type(inner).__name__} does not run on dummy_input: {error}") from error
+            raise GraphError(
+                f"{type(inner).__name__} does not run on dummy_input: {failed_at(inner, error)[0]}"
+            ) from error
     return finder.found
 
 

@@ -78,6 +78,11 @@ class QuantPlan:
         rows += [PlanRow(name, "", None, None, None, "", why) for name, why in reasons.items() if name not in known]
         return replace(self, rows=tuple(rows))
 
+    def with_notes(self, notes: Mapping[str, str]) -> QuantPlan:
+        """The plan with notes about modules added to those it has."""
+        rows = tuple(replace(row, note="; ".join(filter(None, (row.note, notes.get(row.module))))) for row in self.rows)
+        return replace(self, rows=rows)
+
     def __len__(self) -> int:
         return len(self.rows)
 

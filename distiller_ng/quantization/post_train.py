@@ -173,7 +173,7 @@ class PostTrainLinearQuantizer(LinearQuantParameters, Quantizer):
         """
         with self._parts.shown():
             plan = super().plan(model)
-        return plan.with_left(self._factory.left)
+        return plan.with_left(self._factory.left).with_notes(self._parts.notes())
 
     @property
     def quantizes_parameters(self) -> bool:

@@ -33,6 +33,15 @@ from distiller_ng.quantization.range_linear_output import is_called
 __all__ = ["ModelParts", "given_statistics"]
 
 
+_COMPUTING = frozenset(
+    {
+        *("scaled_dot_product_attention", "einsum", "addmm", "baddbmm", "linear", "conv1d", "conv2d", "conv3d"),
+        *("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
+    }
+)
+_IN_FLOATING_POINT = "computes in floating point; its output is quantized"
+
+
 def given_statistics(source: str | os.PathLike[str] | Mapping[str, Any], model: nn.Module) -> QuantStats:
     """:func:`load_quant_stats`, with errors that tell a schedule's reader where the statistics were given.
 
@@ -91,6 +100,11 @@ class ModelParts:
         known = self.functions if functions is None else functions
         with shown_recurrent_parts(self._model, self.recurrent), shown_functions(self._model, known):
             yield
+
+    def notes(self) -> dict[str, str]:
+        """About functions with weights or products that integers could compute, and do not."""
+        found = {canonical_name(name): module for name, module in self.functions.items()}
+        return {name: _IN_FLOATING_POINT for name, module in found.items() if module.kind in _COMPUTING}
 
     def possible(self, patterns: Mapping[str, Any]) -> Functions:
         """Functions that overrides may be about where no statistics say which ones there are."""

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import distiller_ng as distiller
 from distiller_ng.data_loggers import QuantCalibrationStatsCollector, collect_quant_stats, collector_context
 from distiller_ng.errors import CalibrationError, ScheduleWarning, TargetError
 from distiller_ng.graph.functional_calls import Outside, OwnsCalls
@@ -366,3 +367,44 @@ def test_wrapped_layers_answer_as_the_layer():
     assert (model.fc.weight - weight).abs().max() <= 0.5001 / float(model.fc.w_scale)
     with pytest.raises(AttributeError, match="no_such"):
         model.fc.no_such  # noqa: B018
+
+
+def test_attention_as_a_function_computes_in_floating_point_and_the_plan_says_so():
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q, self.k, self.v = (nn.Linear(4, 4) for _ in range(3))
+
+        def forward(self, x):
+            return F.scaled_dot_product_attention(self.q(x), self.k(x), self.v(x), is_causal=True)
+
+    model, x = seeded(Attention), images(2, 3, 4)
+    expected = model(x)
+    stats = collect_quant_stats(model, lambda model: model(x))
+    quantizer = PostTrainLinearQuantizer(model, model_activation_stats=stats)
+    assert "floating point" in quantizer.plan()["scaled_dot_product_attention"].note
+    quantizer.prepare_model(x)
+    model.eval()
+    assert isinstance(model.scaled_dot_product_attention, RangeLinearFakeQuantWrapper)
+    row = quantizer.plan()["scaled_dot_product_attention"]
+    assert row.activations == 8 and "floating point" in row.note
+    assert (model(x) - expected).abs().max() < 0.03
+
+
+def test_a_checkpoint_of_the_prepared_model_prepares_a_fresh_one(tmp_path):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.rnn, self.fc = nn.Conv2d(3, 4, 3), nn.GRU(4, 4, batch_first=True), nn.Linear(4, 3)
+
+        def forward(self, x):
+            y = F.relu(self.conv(x))
+            y = (y + y * 0.5).flatten(2).transpose(1, 2)
+            return self.fc(self.rnn(y)[0].mean(1))
+
+    model, x = seeded(Net), images(2, 3, 5, 5)
+    quantized(model, x)
+    distiller.apputils.save_checkpoint(0, "net", model, name="ptq", dir=str(tmp_path))
+    loaded = distiller.apputils.load_checkpoint(Net(), str(tmp_path / "ptq_checkpoint.pth.tar"))[0].eval()
+    assert isinstance(loaded.add, RangeLinearQuantEltwiseAddWrapper)
+    assert torch.equal(loaded(x), model(x))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -410,3 +411,77 @@ def test_half_precision_inputs():
     output = RangeLinearQuantParamLayerWrapper(layer, 8, 8, inputs_quant_auto_fallback=True).eval()(images)
     assert output.dtype == torch.bfloat16
     assert (output - expected).abs().max() < 0.05
+
+
+# -- the formulas, in float64 ------------------------------------------------------------------------------------------
+
+MODES = ["SYMMETRIC", "SYMMETRIC_RESTRICTED", "ASYMMETRIC_UNSIGNED", "ASYMMETRIC_SIGNED"]
+
+
+def reference_grid(low, high, bits, mode):
+    """Scale, zero point and integer range by Distiller's definitions."""
+    largest = max(abs(low), abs(high))
+    if mode == "SYMMETRIC":
+        return (2**bits - 1) / 2 / largest, 0.0, -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    if mode == "SYMMETRIC_RESTRICTED":
+        return (2 ** (bits - 1) - 1) / largest, 0.0, -(2 ** (bits - 1)) + 1, 2 ** (bits - 1) - 1
+    low, high = min(low, 0.0), max(high, 0.0)
+    scale = (2**bits - 1) / (high - low)
+    shift = 2 ** (bits - 1) if mode == "ASYMMETRIC_SIGNED" else 0
+    return scale, float(np.round(scale * low)) + shift, -shift, 2**bits - 1 - shift
+
+
+def on(values, grid):
+    scale, zero, low, high = grid
+    return np.clip(np.round(scale * values - zero), low, high)
+
+
+def back(integers, grid):
+    return (integers + grid[1]) / grid[0]
+
+
+@pytest.mark.parametrize("bits", [3, 8])
+@pytest.mark.parametrize("mode", MODES)
+def test_formulas_in_every_mode(mode, bits):
+    rng = np.random.default_rng(0)
+    weight, bias, x = rng.normal(size=(3, 5)), rng.normal(size=3), rng.normal(size=(7, 5)) + 0.3
+    other = rng.normal(size=(7, 3)) * 2
+    expected = x @ weight.T + bias
+
+    def entry(values):
+        return {"min": float(values.min()), "max": float(values.max())}
+
+    grids = {
+        name: reference_grid(float(values.min()), float(values.max()), bits, mode)
+        for name, values in {"x": x, "w": weight, "y": expected, "o": other, "sum": expected + other,
+                             "product": expected * other}.items()
+    }  # fmt: skip
+    layer = nn.Linear(5, 3).double()
+    layer.weight.data, layer.bias.data = torch.tensor(weight), torch.tensor(bias)
+    stats = {"inputs": {0: entry(x)}, "output": entry(expected)}
+    linear = RangeLinearQuantParamLayerWrapper(
+        layer, bits, bits, mode=mode, activation_stats=stats, inputs_quant_auto_fallback=True
+    ).eval()
+    accumulator = (on(x, grids["x"]) + grids["x"][1]) @ (on(weight, grids["w"]) + grids["w"][1]).T
+    s = grids["x"][0] * grids["w"][0]
+    y_q = on((accumulator + np.round(bias * s)) / s, grids["y"])
+    found = linear(torch.tensor(x))
+    torch.testing.assert_close(found, torch.tensor(back(y_q, grids["y"])), rtol=1e-4, atol=1e-5)
+
+    operands = {"inputs": {0: entry(expected), 1: entry(other)}}
+    add = RangeLinearQuantEltwiseAddWrapper(
+        EltwiseAdd(), bits, mode, activation_stats={**operands, "output": entry(expected + other)},
+        inputs_quant_auto_fallback=True,
+    ).eval()  # fmt: skip
+    y, o = back(y_q, grids["y"]), back(on(other, grids["o"]), grids["o"])
+    both = np.round(grids["sum"][0] * y) + np.round(grids["sum"][0] * o)
+    sums = back(np.clip(both - grids["sum"][1], *grids["sum"][2:]), grids["sum"])
+    torch.testing.assert_close(add(found, torch.tensor(other)), torch.tensor(sums), rtol=1e-4, atol=1e-5)
+
+    mult = RangeLinearQuantEltwiseMultWrapper(
+        EltwiseMult(), bits, mode, activation_stats={**operands, "output": entry(expected * other)},
+        inputs_quant_auto_fallback=True,
+    ).eval()  # fmt: skip
+    products = back(on(y * o, grids["product"]), grids["product"])
+    close = torch.isclose(mult(found, torch.tensor(other)), torch.tensor(products), rtol=1e-4, atol=1e-5)
+    assert close.double().mean() > 0.95  # halves may be rounded either way
