@@ -60,12 +60,13 @@ class _Masked:
 class SoftMovement(ReparametrizingPolicy):
     """Soft movement pruning: a weight is used where ``sigmoid(S) > threshold``, and ``S`` is learned beside it.
 
-    ``S`` (one for each weight, from ``init_score``) gets the gradient ``dL/dw' * w`` straight through the mask, and the
-    loss gains ``regularization * mean(sigmoid(S))``, which presses all scores down; it rises to its full value along
-    ``inter_func`` over the window's first ``warmup`` (a share 0..1 of a window that ends). What moves away from zero
-    resists. Scores are parameters of their layer (``conv1.mask_scores``), learn with ``score_lr`` (default: that of
-    the first group) and without weight decay, and leave with the window, when weights become what layers computed with
-    and stay zero where they are (``leave_enabled``).
+    ``threshold``: what ``sigmoid(S)`` must exceed (0..1). ``S``, one for each weight, starts at ``init_score`` and gets
+    the gradient ``dL/dw' * w`` straight through the mask; what moves away from zero resists. ``regularization``: how
+    strongly the loss presses all scores down, ``regularization * mean(sigmoid(S))``; it rises to its full value along
+    ``inter_func``. ``warmup``: over which share (0..1) of a window that ends it does. Scores are parameters of their
+    layer (``conv1.mask_scores``) and learn without weight decay. ``score_lr``: their learning rate (default: that of
+    the first group). They leave with the window, when weights become what layers computed with. ``leave_enabled``: what
+    is zero then stays zero.
 
     Source: V. Sanh et al., "Movement Pruning: Adaptive Sparsity by Fine-Tuning", https://arxiv.org/abs/2005.07683,
     section 4. The scores ``[1, -3]`` pass the threshold 0.1 with 0.73 and fail it with 0.047::

@@ -61,13 +61,13 @@ class _Masks:
 class TopKAST(ReparametrizingPolicy):
     """Always sparse training: layers compute with the largest weights only, gradients reach some more of them.
 
-    ``forward_sparsity``: the share (0..1) of weights that forward passes leave out, those of lowest magnitude;
-    ``backward_sparsity``, at most as much: what gradients do not reach. Weights that neither pass touches keep their
+    ``forward_sparsity``: the share (0..1) of weights that forward passes leave out, those of lowest magnitude.
+    ``backward_sparsity``: at most as much, what gradients do not reach. Weights that neither pass touches keep their
     exact value, whatever the optimizer does. ``scope``: one ranking over all targets (``global``, the default) or one
-    for each. Before each step ``lr * active_weight_decay * w`` is taken from weights of the forward pass, and that
-    over ``1 - forward_sparsity`` from the others that gradients reach. The policy's frequency says when the choice is
-    made again. When the window ends weights become what layers computed with, and stay zero where they are
-    (``leave_enabled``). ``mask_type``: what is chosen together.
+    for each. ``active_weight_decay``: before each step ``lr`` times it times ``w`` is taken from weights of the forward
+    pass, and that over ``1 - forward_sparsity`` from the others that gradients reach. ``mask_type``: what is chosen
+    together. The policy's frequency says when the choice is made again. When the window ends weights become what layers
+    computed with. ``leave_enabled``: what is zero then stays zero.
 
     Source: S. Jayakumar et al., "Top-KAST: Top-K Always Sparse Training", https://arxiv.org/abs/2106.03517. The weights
     ``[4, 3, 2, 1]`` with sparsities 0.75 and 0.5 act as ``[4, 0, 0, 0]``; the 4 and the 3 learn::

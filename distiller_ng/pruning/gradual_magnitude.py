@@ -33,8 +33,10 @@ class MagnitudePruner(GradualPruner):
     the pattern drops goes first, so a level rising to ``1 - N / M`` ends in exactly the pattern. Optimizer state of
     weights that are pruned or come back is zeroed.
 
-    ``init_sparsity``, ``final_sparsity``, ``inter_func`` and ``mask_type`` are those of recipes
-    (:class:`~distiller_ng.pruning.gradual.GradualPruner`), where exactly ``round(s * n)`` weights are pruned.
+    As recipes write it: ``final_sparsity``: where the curve ends, 0..1, or ``{0.6: [conv1.weight], 0.8: [...]}``, with
+    exactly ``round(s * n)`` weights pruned. ``init_sparsity``: where it starts, 0..1, or ``__FROM_PARAM__`` for the
+    zeros that are there. ``inter_func``: linear, cubic or inverse_cubic. ``mask_type``: what is pruned together:
+    unstructured, block4, a block such as ``[2, 2]``, or '2:4'.
 
     Source: S. Han et al., "Learning both Weights and Connections for Efficient Neural Networks",
     https://arxiv.org/abs/1506.02626. ``[1, 4]`` and ``[2, 3]`` at 0.5 keep 4 and 3 by layer as well as globally; at

@@ -41,8 +41,9 @@ SparsityStrategy: TypeAlias = Literal["erdos_renyi_kernel", "erdos_renyi", "unif
 class RigLPruner(LevelPruner):
     """Trains sparse from the start to the end: at each decision some live weights are dropped and as many others grown.
 
-    With the fraction ``f = init_update_fraction / 2 * (1 + cos(pi * progress))`` the ``(1 - s) (1 - f)`` weights of
-    largest magnitude stay, and those of largest gradient fill up to ``1 - s``. ``final_sparsity`` (0..1) is that of
+    ``init_update_fraction``: the share ``f0`` of live weights that moves at first. With
+    ``f = f0 / 2 * (1 + cos(pi * progress))`` the ``(1 - s) (1 - f)`` weights of largest magnitude stay, and those of
+    largest gradient fill up to ``1 - s``. ``final_sparsity`` (0..1) is that of
     all targets together; ``sparsity_strategy`` spreads it: a layer's density is proportional to
     ``sum(shape) / prod(shape)`` (erdos_renyi_kernel), ``(I + O) / (I * O)`` (erdos_renyi) or constant (uniform), at
     most 1. The gradients are the step's own, of all weights; with ``num_grads`` above 1, ``grad_sampler_kwargs`` or a
