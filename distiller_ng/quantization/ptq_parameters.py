@@ -71,10 +71,13 @@ class LinearQuantParameters:
             self.set_linear_quant_param(name, value)
 
     def set_clipping(self, name: str, value: Any) -> None:
-        """Set scale and zero point to cover a range: ``("conv1.output_clipping", (-1.0, 2.0))``."""
+        """Set scale and zero point to cover a range: ``("conv1.output_clipping", (-1.0, 2.0))``; or a scale by name."""
         wrapper, own = self._find(name)
-        low, high = value
-        wrapper.set_clipping(own, float(low), float(high))
+        if own.endswith("_scale"):  # of single channels, which have no one range
+            wrapper.set_linear_quant_param(own, value)
+        else:
+            low, high = value
+            wrapper.set_clipping(own, float(low), float(high))
         self.force_readjust_wrappers()
 
     def update_clipping_parameters(self, new_config: Mapping[str, Any]) -> None:

@@ -192,7 +192,7 @@ def optimize_for_layer(
 
 def _space_of(layer: OutputGrid, start: Mapping[str, Any] | None, search_clipping: bool) -> SearchSpace:
     for own, value in (start or {}).items():
-        if search_clipping:
+        if search_clipping and not own.endswith("_scale"):
             low, high = torch.as_tensor(value).reshape(-1).tolist()
             layer.set_clipping(own, low, high)
         else:

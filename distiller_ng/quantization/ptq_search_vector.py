@@ -22,7 +22,7 @@ _SMALLEST = 1e-12
 def quant_params_dict2vec(p_dict: Mapping[str, Any], search_clipping: bool = False) -> tuple[tuple[str, ...], Any]:
     """Names and values (``float64 [n]``) of ``p_dict``; with ``search_clipping`` ranges become two entries each.
 
-    Scales of single channels are one entry, their mean.
+    Scales of single channels are one entry, their mean, with ``search_clipping`` too.
 
     >>> keys, values = quant_params_dict2vec({"conv.w_scale": torch.tensor([2.0]), "fc.w_scale": 3.0})
     >>> keys, values.tolist()
@@ -34,7 +34,7 @@ def quant_params_dict2vec(p_dict: Mapping[str, Any], search_clipping: bool = Fal
     values: list[float] = []
     for name, value in p_dict.items():
         tensor = torch.as_tensor(value, dtype=torch.float64).reshape(-1)
-        if search_clipping:
+        if search_clipping and not name.endswith("_scale"):
             keys += [f"{name}{end}" for end in _ENDS]
             values += [float(tensor[0]), float(tensor[-1])]
         else:
@@ -56,12 +56,12 @@ def quant_params_vec2dict(
     [-1.0, 2.0]
     """
     found: OrderedDict[str, Any] = OrderedDict()
-    if search_clipping:
-        for index in range(0, len(keys), 2):
-            name = keys[index].removesuffix(_ENDS[0])
-            found[name] = torch.tensor(sorted(float(value) for value in vals[index : index + 2]))
-        return found
-    for name, value in zip(keys, vals, strict=True):
+    pairs = iter(zip(keys, vals, strict=True))
+    for name, value in pairs:
+        if search_clipping and name.endswith(_ENDS[0]):
+            _, other = next(pairs)
+            found[name.removesuffix(_ENDS[0])] = torch.tensor(sorted((float(value), float(other))))
+            continue
         scale = max(abs(float(value)), _SMALLEST)
         start = (like or {}).get(name)
         is_several = isinstance(start, Tensor) and start.numel() > 1
@@ -73,8 +73,8 @@ class SearchSpace:
     """The parameters of some wrappers that a search may move, as a vector relative to where it starts.
 
     ``wrappers`` maps module names to wrappers. Without ``search_clipping`` an entry is the factor of a scale (1 at the
-    start), with it an end of a range, in units of the larger end. :meth:`set` puts a vector into the model, touching
-    only what changed.
+    start), with it an end of a range, in units of the larger end; scales of single channels, which have no one range,
+    stay scales. :meth:`set` puts a vector into the model, touching only what changed.
     """
 
     def __init__(self, wrappers: Mapping[str, OutputGrid], search_clipping: bool = False) -> None:
@@ -91,15 +91,16 @@ class SearchSpace:
         self._current: dict[str, Any] = {}
 
     def _searched(self, wrapper: OutputGrid) -> Iterable[tuple[str, Tensor]]:
-        if self.search_clipping:
-            return wrapper.named_clipping(filter=True)
-        return ((own, value) for own, value in wrapper.named_linear_quant_params(filter=True) if own.endswith("_scale"))
+        scales = [(o, value) for o, value in wrapper.named_linear_quant_params(filter=True) if o.endswith("_scale")]
+        if not self.search_clipping:
+            return scales
+        return [*wrapper.named_clipping(filter=True), *((own, value) for own, value in scales if value.numel() > 1)]
 
     def _unit_of_each(self) -> Any:
         sizes = np.abs(self._origin)
-        if self.search_clipping:
-            pairs = sizes.reshape(-1, 2).max(axis=1)
-            sizes = np.repeat(pairs, 2)
+        for index, key in enumerate(self.keys):
+            if key.endswith(_ENDS[0]):
+                sizes[index : index + 2] = sizes[index : index + 2].max()
         return np.where(sizes > 0, sizes, 1.0)
 
     def __len__(self) -> int:
@@ -125,7 +126,7 @@ class SearchSpace:
             if self._current.get(name) == key:
                 continue
             wrapper, own = self._owners[name]
-            if self.search_clipping:
+            if self.search_clipping and not own.endswith("_scale"):
                 wrapper.set_clipping(own, *key)
             else:
                 wrapper.set_linear_quant_param(own, value)

@@ -93,6 +93,18 @@ def test_ranges_to_a_vector_and_back():
     }
 
 
+def test_ranges_beside_scales_of_single_channels():
+    start = OrderedDict([("a.output_clipping", torch.tensor([-1.0, 2.0])), ("a.w_scale", torch.tensor([1.0, 3.0]))])
+    keys, values = lapq.quant_params_dict2vec(start, search_clipping=True)
+    assert keys == ("a.output_clipping_min", "a.output_clipping_max", "a.w_scale")
+    assert values.tolist() == [-1.0, 2.0, 2.0]
+    back = lapq.quant_params_vec2dict(keys, [-1.0, 3.0, -4.0], search_clipping=True, like=start)
+    assert {name: value.tolist() for name, value in back.items()} == {
+        "a.output_clipping": [-1.0, 3.0],
+        "a.w_scale": [2.0, 6.0],
+    }
+
+
 def test_a_space_touches_only_what_changed(trained):
     model, _ = copy.deepcopy(trained)
     quantizer = PostTrainLinearQuantizer(model, 4, 4, per_channel_wts=True, save_fp_weights=True)
@@ -239,6 +251,7 @@ def test_unknown_starts():
         ({"init_mode": "L3", "per_channel_wts": True}, 0.95),
         ({"init_mode": ClipMode.GAUSS, "method": "Nelder-Mead", "maxfev": 60, "maxiter": None}, 0.95),
         ({"init_mode": "L2", "mode": "ASYMMETRIC_UNSIGNED", "search_clipping": True}, 0.7),
+        ({"init_mode": "L2", "mode": "ASYMMETRIC_UNSIGNED", "search_clipping": True, "per_channel_wts": True}, 0.9),
         ({"basinhopping": True, "basinhopping_niter": 1, "maxfev": 30}, 0.95),
     ],
 )
