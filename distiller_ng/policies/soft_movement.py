@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -55,7 +56,9 @@ class _Masked:
 
 @EXTENSIONS.register(
     "SoftMovement",
-    recipe_tag=RecipeTag("SoftMovementPruningModifier", start_epoch=-1.0, update_frequency=0.0, fixed_frequency=True),
+    recipe_tag=RecipeTag(
+        "SoftMovementPruningModifier", start_epoch=-1.0, end_epoch=-1.0, update_frequency=0.0, fixed_frequency=True
+    ),
 )
 class SoftMovement(ReparametrizingPolicy):
     """Soft movement pruning: a weight is used where ``sigmoid(S) > threshold``, and ``S`` is learned beside it.
@@ -130,12 +133,17 @@ class SoftMovement(ReparametrizingPolicy):
         """Press the scores down."""
         if not self._is_active or ctx.loss is None or not self._scores:
             return None
-        progress = min(ctx.progress / self.warmup, 1.0) if self.warmup and ctx.progress else float(not self.warmup)
-        strength = interpolate(0.0, self.regularization, progress, self.inter_func)
+        strength = interpolate(0.0, self.regularization, self._progress(ctx), self.inter_func)
         total = sum(scores.numel() for scores in self._scores.values())
         summed = torch.stack([torch.sigmoid(scores).sum().to(ctx.loss.device) for scores in self._scores.values()])
         term = strength * summed.sum() / total
         return PolicyLoss(ctx.loss + term, LossComponent("soft_movement", term))
+
+    def _progress(self, ctx: StepContext) -> float:
+        """How much of the warmup has passed; all of it in a window that never ends."""
+        if self.warmup == 0 or math.isinf(ctx.window.end):
+            return 1.0
+        return min(ctx.progress / self.warmup, 1.0)
 
     def finish(self, ctx: StepContext, name: str) -> None:
         """Hold the zeros; the scores learn no longer."""

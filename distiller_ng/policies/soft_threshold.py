@@ -35,7 +35,9 @@ class _Shrunk:
 
 @EXTENSIONS.register(
     "SoftThreshold",
-    recipe_tag=RecipeTag("STRPruningModifier", start_epoch=-1.0, update_frequency=0.0, fixed_frequency=True),
+    recipe_tag=RecipeTag(
+        "STRPruningModifier", start_epoch=-1.0, end_epoch=-1.0, update_frequency=0.0, fixed_frequency=True
+    ),
 )
 class SoftThreshold(ReparametrizingPolicy):
     """Soft threshold reparametrization (STR): layers compute with ``sign(w) relu(|w| - sigmoid(s))``, and learn ``s``.
