@@ -14,7 +14,7 @@ from distiller_ng.config.frontends.recipe.nodes import load_recipe_document
 from distiller_ng.config.frontends.recipe.text import find_recipe, looks_like_recipe
 from distiller_ng.config.frontends.recipe.timing import latest_epoch
 from distiller_ng.config.frontends.recipe.translation import Translated, translate
-from distiller_ng.config.frontends.recipe.variables import RecipeArgs, check_overrides, parse_recipe_args
+from distiller_ng.config.frontends.recipe.variables import UNRESOLVED, RecipeArgs, check_overrides, parse_recipe_args
 from distiller_ng.config.marks import Path, as_part
 from distiller_ng.config.problems import TEXT_SOURCE, Report
 from distiller_ng.config.spec import ModifierSpec, RecipeSpec, ScheduleSpec
@@ -75,8 +75,8 @@ class RecipeFrontend(Frontend):
         compat, variables = _compat(layout, report), _variables(layout)
         return ScheduleSpec(
             source,
-            tuple(t.component for t in translated),
-            tuple(t.policy for t in translated),
+            tuple(t.component for t in translated if t.is_whole),
+            tuple(t.policy for t in translated if t.is_whole),
             RecipeMarks(marks.keys, marks.values, marks.start, renamed),
             tuple(report.problems),
             tuple(report.warnings),
@@ -91,12 +91,10 @@ def _resolved(layout: Layout, report: Report) -> list[ModifierSpec]:
     found = []
     for modifier, scope in layout.modifiers:
         properties: dict[str, Any] = {}
-        before = len(report.problems)
         for name, value in modifier.properties.items():
-            settled = scope.settle(value, (*modifier.path, as_part(name)))
-            if len(report.problems) == before:
-                properties[name] = settled
             before = len(report.problems)
+            settled = scope.settle(value, (*modifier.path, as_part(name)))
+            properties[name] = settled if len(report.problems) == before else UNRESOLVED
         resolved = replace(modifier, properties=properties)
         found.append(as_tagged(resolved, report) if resolved.is_newer else resolved)
     return found

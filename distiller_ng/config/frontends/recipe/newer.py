@@ -56,13 +56,13 @@ def _drop_usual(properties: dict[str, Any], modifier: ModifierSpec, report: Repo
     """Values that say what holds anyway, and those for which there is nothing."""
     if str(properties.get("mask_type")) == _UNSTRUCTURED:
         del properties["mask_type"]
-    if properties.get("quantize", None) is False:
+    if properties.get("quantize") is False:
         del properties["quantize"]
     elif "quantize" in properties:
         where = (*modifier.path, "quantize")
         report.error(where, f"{modifier.tag} prunes only: write a modifier of its own for quantization")
         del properties["quantize"]
-    if properties.get("ignore", None) == [] and "Quantization" not in modifier.tag:
+    if properties.get("ignore") == [] and "Quantization" not in modifier.tag:
         del properties["ignore"]
 
 

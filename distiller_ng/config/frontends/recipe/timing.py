@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
+from distiller_ng.config.frontends.recipe.variables import UNRESOLVED
 from distiller_ng.config.marks import Path
 from distiller_ng.config.problems import Report, shown
 from distiller_ng.core.window import EVERY_STEP, FROM_FIRST_STEP, OPEN_END
@@ -114,7 +115,7 @@ class _Reader:
                 self.report.error(self.path, f"{self.tag.tag} needs {name}", at_key=True)
             return default
         number = number_of(value)
-        if number is None:
+        if number is None and value is not UNRESOLVED:
             self._error(name, f"{name} is a number of epochs, got {shown(value)}")
         return number
 

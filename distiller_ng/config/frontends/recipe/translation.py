@@ -10,6 +10,7 @@ from typing import Any, Union, get_args, get_origin
 from distiller_ng.config.classes import ComponentClass
 from distiller_ng.config.frontends.recipe.tags import TagEntry, find_tag
 from distiller_ng.config.frontends.recipe.timing import END, FREQUENCY, START, Timing, number_of, read_timing
+from distiller_ng.config.frontends.recipe.variables import UNRESOLVED
 from distiller_ng.config.marks import Path
 from distiller_ng.config.probing import CONSTRUCTOR_ERRORS
 from distiller_ng.config.problems import Report, shown
@@ -27,13 +28,17 @@ _DROPPED = {"log_types": "older recipes have it; it never had an effect"}
 
 @dataclass(frozen=True, slots=True)
 class Translated:
-    """One modifier, and what it became; ``renamed`` maps arguments to the properties they come from."""
+    """One modifier, and what it became; ``renamed`` maps arguments to the properties they come from.
+
+    Without some of its values (``is_whole`` is False) it cannot be checked any further.
+    """
 
     modifier: ModifierSpec
     timing: Timing
     component: ComponentSpec
     policy: PolicySpec
     renamed: Mapping[str, str] = field(default_factory=dict)
+    is_whole: bool = True
 
 
 def translate(modifier: ModifierSpec, name: str, run_end: float, report: Report) -> Translated | None:
@@ -61,6 +66,8 @@ class _Translation:
     def run(self, name: str, run_end: float) -> Translated:
         properties = self._spelled(dict(self._modifier.properties))
         timing = read_timing(self._tag, properties, self._path, run_end, self._report)
+        is_whole = not any(value is UNRESOLVED for value in properties.values())
+        properties = {name: value for name, value in properties.items() if value is not UNRESOLVED}
         modifier = ModifierSpec(
             self._tag.tag,
             types.MappingProxyType(_resolved(properties, timing, self._entry)),
@@ -82,7 +89,7 @@ class _Translation:
         policy = PolicySpec(
             key, name, self._path, timing.for_policy(), timing.paths(self._path), types.MappingProxyType(policy_args)
         )
-        return Translated(modifier, timing, component, policy, self._renamed)
+        return Translated(modifier, timing, component, policy, self._renamed, is_whole)
 
     # -- properties -------------------------------------------------------------------------------------------------
 
@@ -111,7 +118,9 @@ class _Translation:
             hint = did_you_mean(name, known)
             message = f"{self._tag.tag} has no property {name!r}. {hint}"
             self._report.error((*self._path, name), message, at_key=True)
-            del properties[name]
+            value = properties.pop(name)
+            if close := nearest(name, known, limit=1):
+                properties.setdefault(close[0], value)  # what is meant, to look for further mistakes
         return properties
 
     # -- arguments --------------------------------------------------------------------------------------------------
@@ -159,10 +168,11 @@ class _Translation:
         given = properties.pop(_PARAMS, None)
         if given is None:
             given = self._tag.default_params
-        if given is None:
+        if given is None and self._modifier.properties.get(_PARAMS) is not UNRESOLVED:
             argument = self._found.arguments.get(target)
             if not isinstance(properties.get("final_sparsity"), Mapping) and argument is not None:
                 self._report.error(self._path, f"{self._tag.tag} needs params", at_key=True)
+        if given is None:
             return
         names = self._names(given)
         if not names and not isinstance(properties.get("final_sparsity"), Mapping):

@@ -13,8 +13,10 @@ from distiller_ng.config.marks import Path, as_part
 from distiller_ng.config.problems import Report
 from distiller_ng.errors import ArgumentError, did_you_mean
 
-__all__ = ["RecipeArgs", "Scope", "check_overrides", "parse_recipe_args"]
+__all__ = ["UNRESOLVED", "RecipeArgs", "Scope", "check_overrides", "parse_recipe_args"]
 
+#: Stands for a value that could not be resolved, which was reported.
+UNRESOLVED = object()
 #: Values for a recipe's variables: a mapping, JSON text, or ``name=value,other=value``.
 RecipeArgs: TypeAlias = Mapping[str, Any] | str | None
 
