@@ -34,7 +34,7 @@ from distiller_ng.quantization.ptq_layout import dummy_input_of, layout_of, stat
 from distiller_ng.quantization.ptq_notes import plan_notes
 from distiller_ng.quantization.ptq_older_order import older_order
 from distiller_ng.quantization.ptq_parameters import LinearQuantParameters
-from distiller_ng.quantization.ptq_parts import ModelParts, given_statistics
+from distiller_ng.quantization.ptq_parts import ModelParts, check_statistics, given_statistics
 from distiller_ng.quantization.ptq_replacing import (
     NO_STATISTICS,
     WrapperFactory,
@@ -246,6 +246,7 @@ class PostTrainLinearQuantizer(LinearQuantParameters, Quantizer):
         self._factory.stats = stats = None if stats is None else {name: dict(entry) for name, entry in stats.items()}
         self.model_activation_stats = stats
         if dummy_input is None:
+            check_statistics(self.model, stats or {}, self.module_qbits_map if stats else {}, None)
             return
         adjacency = SummaryGraph(self.model, dummy_input).adjacency_map()
         pairs = [chain.names for chain in foldable_pairs(self.model, adjacency_map=adjacency)]
@@ -259,6 +260,7 @@ class PostTrainLinearQuantizer(LinearQuantParameters, Quantizer):
         self._factory.left.update(dict.fromkeys(functional_operations(self.model, adjacency), "not a module"))
         if stats is None:
             return
+        check_statistics(self.model, stats, self.module_qbits_map, computed)
         fold_statistics_(stats, [(canonical_name(layer), canonical_name(norm)) for layer, norm in pairs])
         found = list(fusions(self.model, adjacency))
         clip_statistics(stats, found)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
 
 from distiller_ng.data_loggers.quant_stats_file import QuantStats, load_quant_stats
-from distiller_ng.errors import CalibrationError
+from distiller_ng.errors import CalibrationError, listed
 from distiller_ng.modules.recurrent_parts import (
     RecurrentParts,
     place_recurrent_parts_,
@@ -26,11 +26,13 @@ from distiller_ng.quantization._functions import (
     possible_functions,
     shown_functions,
 )
+from distiller_ng.quantization._weights import is_quantizable
 from distiller_ng.quantization.ptq_replacing import leaves_alone
 from distiller_ng.quantization.ptq_settings import StatisticsError, StatisticsFileError
+from distiller_ng.quantization.q_utils import QBits
 from distiller_ng.quantization.range_linear_output import is_called
 
-__all__ = ["ModelParts", "given_statistics"]
+__all__ = ["ModelParts", "check_statistics", "given_statistics"]
 
 
 _COMPUTING = frozenset(
@@ -45,16 +47,38 @@ _IN_FLOATING_POINT = "computes in floating point; its output is quantized"
 def given_statistics(source: str | os.PathLike[str] | Mapping[str, Any], model: nn.Module) -> QuantStats:
     """:func:`load_quant_stats`, with errors that tell a schedule's reader where the statistics were given.
 
+    Layers may be missing that never run (heads for training alone); :func:`check_statistics` looks for others.
     Raises :class:`StatisticsFileError` (a ``FileNotFoundError``) and :class:`StatisticsError`.
     """
     place = ("model_activation_stats",)
     try:
-        return load_quant_stats(source, model)
+        return load_quant_stats(source, model, allow_missing=True)
     except FileNotFoundError:
         text = f"the statistics file {str(source)!r} does not exist (relative paths start at {os.getcwd()!r})"
         raise StatisticsFileError(f"{text}: make it with collect_quant_stats(model, test_fn)", argument=place) from None
     except CalibrationError as error:
         raise StatisticsError(str(error), argument=place) from error
+
+
+def check_statistics(
+    model: nn.Module, stats: QuantStats, qbits: Mapping[str, QBits], ran: Collection[str] | None
+) -> None:
+    """Raise :class:`CalibrationError` for layers to quantize that run (``ran``; None: any may) without statistics."""
+    missing = [
+        name
+        for name, module in model.named_modules()
+        if is_quantizable(module)
+        and not isinstance(module, nn.Embedding)
+        and qbits.get(name, QBits(None, None, None)).acts is not None
+        and canonical_name(name) not in stats
+        and (ran is None or canonical_name(name) in ran)
+    ]
+    if missing:
+        raise CalibrationError(
+            f"the statistics belong to another model than this {type(model).__name__}: layers that only the model has: "
+            f"{listed(missing)}. Collect statistics of this model with collect_quant_stats(model, test_fn), or leave "
+            "these layers in floating point with overrides that are null"
+        )
 
 
 class ModelParts:

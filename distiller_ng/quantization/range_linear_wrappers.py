@@ -167,7 +167,7 @@ class RangeLinearQuantWrapper(OutputGrid):
                     "input_overrides says how to quantize it: drop the override"
                 )
             return _moved(carried, value.device)
-        if not self.quantize_inputs or not self.requires_quantized_inputs:
+        if not self.quantize_inputs or not self.requires_quantized_inputs or not value.numel():
             return None
         if override is None and not self.inputs_quant_auto_fallback:
             raise UnquantizedInputError(

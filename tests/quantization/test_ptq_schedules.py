@@ -166,7 +166,7 @@ def damaged(stats):
         (CalibrationError, "another model", lambda model, stats: PostTrainLinearQuantizer(
             model, model_activation_stats={**stats, "conv9": stats["fc"]})),
         (CalibrationError, "conv1", lambda model, stats: PostTrainLinearQuantizer(
-            model, model_activation_stats={name: stats[name] for name in stats if name != "conv1"})),
+            model, model_activation_stats={name: stats[name] for name in stats if name != "conv1"}).prepare_model(IMAGES)),
         (CalibrationError, "above max", lambda model, stats: (damaged(stats), PostTrainLinearQuantizer(
             model, model_activation_stats=stats))),
         (CalibrationError, "nothing|mapping", lambda model, stats: PostTrainLinearQuantizer(
@@ -189,6 +189,18 @@ def test_what_is_wrong_is_said_and_the_model_stays(error, match, prepare):
     with pytest.raises(error, match=match):
         prepare(model, stats)
     assert unchanged(model, before)
+
+
+@pytest.mark.filterwarnings("ignore::distiller_ng.errors.ScheduleWarning")
+def test_layers_that_never_run_need_no_statistics():
+    model = net()
+    model.auxiliary = nn.Linear(4, 4)
+    stats = collect_quant_stats(model, lambda model: model(IMAGES))
+    assert "auxiliary" not in stats
+    quantizer = PostTrainLinearQuantizer(model, model_activation_stats=stats)
+    quantizer.prepare_model(IMAGES)
+    assert isinstance(model.auxiliary, nn.Linear)
+    assert "did not run" in quantizer.plan()["auxiliary"].note
 
 
 def test_wrappers_refuse_training_mode_and_a_second_preparation():
