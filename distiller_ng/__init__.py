@@ -56,6 +56,7 @@ from distiller_ng.errors import (
     ScheduleWarning,
     TargetError,
 )
+from distiller_ng.export.automatic import quantize
 from distiller_ng.graph.dependency import DependencyGraph
 from distiller_ng.graph.summary_graph import SummaryGraph, onnx_name_2_pytorch_name
 from distiller_ng.knowledge_distillation.weights import DistillationLossWeights
@@ -305,6 +306,7 @@ __all__ = [
     "prune_structures",
     "pruning",
     "quantization",
+    "quantize",
     "regularization",
     "remove_channels",
     "remove_filters",

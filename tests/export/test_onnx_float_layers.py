@@ -22,7 +22,7 @@ def depthwise(weight):
         nodes,
         "g",
         [helper.make_tensor_value_info("x", TensorProto.UINT8, [1, 2, 3, 3])],
-        [helper.make_tensor_value_info("y", TensorProto.UINT8, None)],
+        [helper.make_tensor_value_info("y", TensorProto.UINT8, [1, 2, 1, 1])],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
