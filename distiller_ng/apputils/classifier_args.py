@@ -6,6 +6,7 @@ import argparse
 
 from distiller_ng.apputils.classifier_activations import add_activation_arguments
 from distiller_ng.apputils.classifier_exporting import add_export_arguments
+from distiller_ng.apputils.classifier_sensitivity import add_sensitivity_arguments
 from distiller_ng.apputils.classifier_thinning import add_thinning_arguments
 from distiller_ng.apputils.unavailable import add_unavailable_arguments
 from distiller_ng.quantization.ptq_arguments import add_post_train_quant_args
@@ -55,6 +56,7 @@ def init_classifier_compression_arg_parser(include_ptq_lapq_args: bool = False) 
     add_activation_arguments(parser)
     add_thinning_arguments(parser)
     add_export_arguments(parser)
+    add_sensitivity_arguments(parser)
     add_post_train_quant_args(parser, include_ptq_lapq_args, calibrate_and_evaluate=True)
     add_unavailable_arguments(parser, "application")
     return parser

@@ -32,6 +32,7 @@ from distiller_ng.apputils.classifier_quantization import (
     idle_quantization_flags,
     quantize_and_test_model,
 )
+from distiller_ng.apputils.classifier_sensitivity import sensitivity_analysis
 from distiller_ng.apputils.classifier_setup import infer_implicit_args_, init_learner, set_up_device_, set_up_seeds
 from distiller_ng.apputils.log_setup import config_pylogger, log_execution_env_state
 from distiller_ng.apputils.run_folder import RunFolder, RunState
@@ -67,6 +68,7 @@ __all__ = [
     "load_data",
     "quantize_and_test_model",
     "save_collectors_data",
+    "sensitivity_analysis",
     "test",
     "train",
     "validate",

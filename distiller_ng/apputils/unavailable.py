@@ -9,14 +9,13 @@ from typing import Any
 __all__ = ["add_unavailable_arguments"]
 
 # (group, what the message calls the feature, [(flags, number of values)])
-_SENSE = ("Sensitivity", "sensitivity analysis", (("--sense", None), ("--sense-range", 3)))
 _SERIALIZED = ("Loading", "layer-wise loading (models are never wrapped here)", (("--load-serialized", 0),))
 _EARLY_EXIT = (
     "Early exit",
     "early exit",
     (("--earlyexit_lossweights", "*"), ("--earlyexit_thresholds", "*")),
 )
-_APPLICATION = (_SENSE, _SERIALIZED)
+_APPLICATION = (_SERIALIZED,)
 _EXAMPLE = (_EARLY_EXIT,)
 _FEATURES = {"application": _APPLICATION, "example": _EXAMPLE}
 

@@ -26,6 +26,7 @@ from distiller_ng.apputils.image_classifier import (
     acts_quant_stats_collection,
     export_onnx,
     init_classifier_compression_arg_parser,
+    sensitivity_analysis,
 )
 from distiller_ng.reports import model_summary
 
@@ -63,6 +64,12 @@ class ClassifierCompressorSampleApp(ClassifierCompressor):
             return True
         if self.args.activation_histograms:
             acts_histogram_collection(self.model, self.criterion, self.loggers, self.args, self.logdir)
+            return True
+        if self.args.sensitivity:
+            self.load_datasets()
+            sensitivity_analysis(
+                self.model, self.criterion, self.test_loader, [self.pylogger], self.args, logdir=self.logdir
+            )
             return True
         if self.args.evaluate:
             self.evaluate()

@@ -72,6 +72,8 @@ def test_defaults_are_distillers():
         (["some/dir"], "data", "some/dir"),
         (["--opt", "adamw"], "opt", "adamw"),
         (["--qe"], "quantize_eval", True),
+        (["--sense", "filter"], "sensitivity", "filter"),
+        (["--sense-range", "0", "0.9", "0.1"], "sensitivity_range", [0.0, 0.9, 0.1]),
         (["--qe-bits-w", "6"], "qe_bits_wts", 6),
         (["--qe-calibration=0.1"], "qe_calibration", 0.1),
         (["--export-onnx"], "export_onnx", "model.onnx"),
@@ -108,8 +110,6 @@ def test_bad_values_exit_with_code_2(arguments, message, capsys):
 @pytest.mark.parametrize(
     ("arguments", "feature"),
     [
-        (["--sense", "filter"], "sensitivity"),
-        (["--sense-range", "0", "0.9", "0.1"], "sensitivity"),
         (["--earlyexit_thresholds", "1.0", "0.5"], "early exit"),
     ],
 )
