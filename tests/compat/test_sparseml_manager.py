@@ -258,6 +258,55 @@ def test_a_step_without_a_forward_pass_counts():
     assert sparsity(model) == pytest.approx(0.05)
 
 
+def test_copies_of_the_model_are_not_followed():
+    manager, model, optimizer = setup()
+    step(model, optimizer)
+    average = copy.deepcopy(model)
+    for _ in range(5):
+        average(torch.randn(2, 20))
+    step(model, optimizer)
+    assert manager.state_dict()["steps"] == 2
+    manager.finalize(model)
+
+
+def test_data_parallel_models_and_skipped_steps():
+    torch.manual_seed(0)
+    model = Net()
+    wrapped = nn.DataParallel(model)
+    optimizer = torch.optim.AdamW(wrapped.parameters(), 0.01)
+    manager = ScheduledModifierManager.from_yaml(RECIPE)
+    scaler = manager.modify(wrapped, optimizer, 2, wrap_optim=torch.amp.GradScaler("cpu", init_scale=4.0))
+    for bad in (True, False, False):
+        optimizer.zero_grad()
+        loss = wrapped(torch.randn(4, 20)).pow(2).mean() * (float("inf") if bad else 1.0)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    assert manager.state_dict()["steps"] == 2
+    assert sparsity(model) == pytest.approx(0.05)
+    manager.finalize(wrapped)
+
+
+def test_an_optimizer_with_a_closure():
+    text = "modifiers:\n  - !SetLearningRateModifier {start_epoch: 1, learning_rate: 0.125}\n"
+    torch.manual_seed(0)
+    model = Net()
+    optimizer = torch.optim.LBFGS(model.parameters(), lr=0.01, max_iter=2)
+    manager = ScheduledModifierManager.from_yaml(text)
+    manager.modify(model, optimizer, 2)
+    x = torch.randn(4, 20)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = model(x).pow(2).mean()
+        loss.backward()
+        return loss
+
+    for _ in range(3):
+        optimizer.step(closure)
+    assert manager.state_dict()["steps"] == 3 and optimizer.param_groups[0]["lr"] == 0.125
+
+
 def test_mistakes(tmp_path):
     with pytest.raises(ScheduleError, match=r"fc3.*is no parameter"):
         setup(RECIPE.replace("fc1.weight", "fc3"))

@@ -12,12 +12,35 @@ from distiller_ng.config.kinds import KINDS
 from distiller_ng.errors import ArgumentError
 
 PAGE = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
-SPARSEML = """
-EpochRange SetLearningRate LearningRateFunction LearningRate SetWeightDecay TrainableParams SetParam GradualParam
-SparsificationLogging ConstantPruning GMPruning MagnitudePruning GlobalMagnitudePruning MovementPruning OBSPruning
-MFACPruning ACDCPruning StructuredPruning LayerPruning LayerThinning TopKASTPruning RigLPruning Powerpropagation
-Quantization Distillation PerLayerDistillation ASReg
-""".split()
+SPARSEML = [
+    "EpochRange",
+    "SetLearningRate",
+    "LearningRateFunction",
+    "LearningRate",
+    "SetWeightDecay",
+    "TrainableParams",
+    "SetParam",
+    "GradualParam",
+    "SparsificationLogging",
+    "ConstantPruning",
+    "GMPruning",
+    "MagnitudePruning",
+    "GlobalMagnitudePruning",
+    "MovementPruning",
+    "OBSPruning",
+    "MFACPruning",
+    "ACDCPruning",
+    "StructuredPruning",
+    "LayerPruning",
+    "LayerThinning",
+    "TopKASTPruning",
+    "RigLPruning",
+    "Powerpropagation",
+    "Quantization",
+    "Distillation",
+    "PerLayerDistillation",
+    "ASReg",
+]
 
 
 def test_every_modifier_of_sparseml_has_a_component():

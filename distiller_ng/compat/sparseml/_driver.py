@@ -16,6 +16,23 @@ from distiller_ng.errors import ArgumentError
 __all__ = ["StepDriver"]
 
 
+class _ForwardHook:
+    """The hook on the model; copies and pickles of the model get one that does nothing."""
+
+    def __init__(self, driver: StepDriver | None) -> None:
+        self._driver = driver
+
+    def __call__(self, module: nn.Module, args: Any) -> None:
+        if self._driver is not None:
+            self._driver.before_forward(module)
+
+    def __deepcopy__(self, memo: Any) -> _ForwardHook:
+        return _ForwardHook(None)
+
+    def __reduce__(self) -> tuple[type[_ForwardHook], tuple[None]]:
+        return _ForwardHook, (None,)
+
+
 class StepDriver:
     """Opens a minibatch at the first forward pass in training mode, and closes it after the optimizer's step.
 
@@ -34,7 +51,7 @@ class StepDriver:
         self._epoch_open = self._minibatch_open = False
         scheduler.steps_per_epoch = None if self.steps_per_epoch.is_integer() else self.steps_per_epoch
         self._hooks: list[RemovableHandle] = [
-            scheduler.model.register_forward_pre_hook(self._before_forward),
+            scheduler.model.register_forward_pre_hook(_ForwardHook(self)),
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
         ]
@@ -81,7 +98,8 @@ class StepDriver:
     def _first_of(self, epoch: int) -> int:
         return math.ceil(epoch * self.steps_per_epoch - 1e-9)
 
-    def _before_forward(self, module: nn.Module, args: Any) -> None:
+    def before_forward(self, module: nn.Module) -> None:
+        """A forward pass of the model begins; those of training open the minibatch."""
         if module.training and torch.is_grad_enabled() and not self._minibatch_open:
             self.open()
 
