@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
@@ -20,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from distiller_ng.core._batches import Batch, called_builder, fresh_loader, moved, onto, split_batch
 from distiller_ng.core._default_loss import default_loss
+from distiller_ng.core._forward import ForwardPass, StandIn
 from distiller_ng.core.resume import capture_rng, loader_generators, restore_rng
 from distiller_ng.errors import ArgumentError, CalibrationError
 from distiller_ng.names import unwrap
@@ -108,8 +108,11 @@ class GradientSampler:
         """
         frozen = [name for name, parameter in parameters.items() if not parameter.requires_grad]
         if frozen:
-            raise CalibrationError(f"no gradients of {frozen[0]!r}: it does not require any (requires_grad is False)")
-        run = _Run(model, parameters, weights)
+            message = (
+                f"no gradients of {frozen[0]!r}: it is frozen (requires_grad is False). Do not name it, or thaw it"
+            )
+            raise CalibrationError(message)
+        run = StandIn(model, parameters, weights)
         tensors = [run.tensors[name] for name in parameters]
         finite = 0
         with self._as_it_was(model):
@@ -132,7 +135,7 @@ class GradientSampler:
 
         ``weights`` stand in for those of the model's ``parameters`` that have the same names.
         """
-        run = _Run(model, parameters or {}, weights)
+        run = StandIn(model, parameters or {}, weights)
         with self._as_it_was(model):
             for done, (args, kwargs, _) in enumerate(self._once(model), 1):
                 yield ForwardPass(run, args, kwargs)
@@ -141,7 +144,7 @@ class GradientSampler:
 
     # -- internals --------------------------------------------------------------------------------------------------
 
-    def _gradients_of(self, run: _Run, batch: Batch, tensors: Sequence[Tensor]) -> list[Tensor]:
+    def _gradients_of(self, run: StandIn, batch: Batch, tensors: Sequence[Tensor]) -> list[Tensor]:
         args, kwargs, target = batch
         with torch.enable_grad(), _differentiable_rnn(tensors):
             loss = self._loss(run(*args, **kwargs), target)
@@ -224,48 +227,6 @@ class SampleSource:
     def see_loader(self, loader: Iterable[Any]) -> None:
         """Remember the training loop's loader; iterators, which can be used only once, are left alone."""
         self._loader = None if isinstance(loader, Iterator) else loader
-
-
-@dataclass(frozen=True, slots=True)
-class ForwardPass:
-    """One forward pass that is still to be made."""
-
-    run: Callable[..., Any]
-    args: Sequence[Any]
-    kwargs: Mapping[str, Any]
-
-    def __call__(self) -> Any:
-        """The model's outputs."""
-        with torch.no_grad():
-            return self.run(*self.args, **self.kwargs)
-
-    @property
-    def samples(self) -> int:
-        """How many samples the minibatch has: the first size of its first tensor."""
-        leaves = pytree.tree_leaves((self.args, self.kwargs))
-        return next((len(leaf) for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim()), 1)
-
-
-class _Run:
-    """Calls a model, with other tensors in the place of some of its parameters."""
-
-    def __init__(
-        self, model: nn.Module, parameters: Mapping[str, nn.Parameter], weights: Mapping[str, Tensor] | None
-    ) -> None:
-        self._model = unwrap(model)
-        self._instead: dict[str, Tensor] = {}
-        #: What is differentiated, by name.
-        self.tensors: dict[str, Tensor] = dict(parameters)
-        if weights:
-            names = {id(parameter): name for name, parameter in self._model.named_parameters()}
-            for name, weight in weights.items():
-                self.tensors[name] = weight.detach().requires_grad_()
-                self._instead[names[id(parameters[name])]] = self.tensors[name]
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not self._instead:
-            return self._model(*args, **kwargs)
-        return torch.func.functional_call(self._model, self._instead, args, kwargs)
 
 
 def _differentiable_rnn(tensors: Sequence[Tensor]) -> contextlib.AbstractContextManager[Any]:

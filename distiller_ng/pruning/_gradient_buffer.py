@@ -35,11 +35,12 @@ class GradientBuffer:
             parameter = ctx.parameters[name]
             gradient = parameter.grad
             found[name] = torch.zeros_like(parameter) if gradient is None else gradient.detach().clone()
-        if any(p.grad is not None for p in (ctx.parameters[name] for name in names)) and all(
-            bool(torch.isfinite(gradient).all()) for gradient in found.values()
-        ):
-            self._steps.append(found)
-        while len(self._steps) > limit:
+        is_finite = all(bool(torch.isfinite(gradient).all()) for gradient in found.values())
+        if not is_finite or all(ctx.parameters[name].grad is None for name in names):
+            return
+        self._steps.append(found)
+        # Steps from before a weight lost channels say nothing about it any more.
+        while len(self._steps) > limit or any(self._steps[0][n].shape != found[n].shape for n in self._steps[0]):
             self._steps.popleft()
 
     def last(self, count: int) -> Iterator[Mapping[str, Tensor]]:

@@ -70,7 +70,9 @@ def test_a_loss_that_cannot_be_guessed_is_asked_for():
 )
 def test_sparsemls_builders_however_they_are_written(builder):
     model = line()
-    sampler = GradientSampler.of({"data_loader_builder": builder, "loss_function": lambda out, target: (out - target).sum()})
+    sampler = GradientSampler.of(
+        {"data_loader_builder": builder, "loss_function": lambda out, target: (out - target).sum()}
+    )
     found = sampler.with_options({"scale": 2.0}).gradients(model, named(model), 2)
     assert [float(g["weight"]) for g in found] == [2.0, 2.0]
 
@@ -81,7 +83,9 @@ def triples(scale=1.0):
 
 
 def test_a_builder_without_arguments():
-    sampler = GradientSampler.of({"data_loader_builder": lambda: triples(), "loss_function": lambda out, target: out.sum()})
+    sampler = GradientSampler.of(
+        {"data_loader_builder": lambda: triples(), "loss_function": lambda out, target: out.sum()}
+    )
     model = line()
     assert [float(g["weight"]) for g in sampler.gradients(model, named(model), 1)] == [1.0]
 
@@ -230,3 +234,16 @@ def test_gradients_of_masked_weights_are_what_they_are():
     assert [float(g["weight"]) for g in ctx.gradients(["weight"], 1)] == [6.0]
     model(torch.ones(1, 1)).sum().backward()
     assert float(model.weight.grad) == 0  # the hook is back
+
+
+def test_shared_modules_and_tied_weights_are_put_back_and_all_of_them_stand_in():
+    shared = nn.Linear(2, 2, bias=False)
+    model = nn.Sequential(shared, nn.ReLU(), shared, nn.Linear(2, 2, bias=False))
+    model[3].weight = shared.weight
+    parameters = dict(model.named_parameters())
+    own, other = shared.weight, torch.eye(2)
+    sampler = GradientSampler([torch.tensor([[1.0, 2.0]])], lambda outputs, _: outputs.sum())
+    outputs = [run() for run in sampler.passes(model, None, parameters, {"0.weight": other})]
+    assert outputs[0].tolist() == [[1, 2]]
+    list(sampler.gradients(model, parameters, 1, {"0.weight": other}))
+    assert shared.weight is own and model[3].weight is own and model[2].weight is own

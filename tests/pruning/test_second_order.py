@@ -13,6 +13,7 @@ from distiller_ng.core.samples import GradientSampler, SampleSource
 from distiller_ng.errors import ArgumentError, CalibrationError, ScheduleWarning
 from distiller_ng.names import ParameterIndex
 from distiller_ng.pruning import MFACPruner, OBSPruner
+from distiller_ng.pruning._gradient_buffer import GradientBuffer
 
 EPS = float(torch.finfo(torch.float32).eps)
 
@@ -308,3 +309,20 @@ def test_weights_that_do_not_change_the_loss_go_first_and_it_hardly_changes():
     surgeon = functional.mse_loss(model(x).detach(), target)
     assert int((model.weight == 0).sum()) == 4
     assert float(surgeon) < 0.02 * float(target.square().mean())
+
+
+def test_steps_from_before_a_weight_got_smaller_are_forgotten():
+    buffer, model = GradientBuffer(), nn.Linear(4, 3, bias=False)
+    for _ in range(2):
+        model.weight.grad = torch.ones(3, 4)
+        buffer.add(context(model), ["weight"], 5)
+    assert buffer.count == 2
+    smaller = nn.Linear(4, 2, bias=False)
+    smaller.weight.grad = torch.ones(2, 4)
+    buffer.add(context(smaller), ["weight"], 5)
+    assert buffer.count == 1
+    smaller.weight.grad = torch.full((2, 4), float("inf"))
+    buffer.add(context(smaller), ["weight"], 5)
+    smaller.weight.grad = None
+    buffer.add(context(smaller), ["weight"], 5)
+    assert buffer.count == 1
