@@ -123,7 +123,7 @@ def test_sparsity_is_held_or_given_back():
 
 
 def test_the_exact_number_of_weights_goes():
-    seen, model, _ = train(
+    _, model, _ = train(
         pruning(params="['re:blocks.*conv.w', fc]", final_sparsity=0.9, end_epoch=1), 2, 2, lambda m, o: 0
     )
     for parameter in (model.blocks[0].conv.weight, model.blocks[1].conv.weight, model.fc.weight):
