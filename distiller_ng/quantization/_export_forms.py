@@ -11,27 +11,24 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from distiller_ng.ops.fake_quantize import fake_quantize
 from distiller_ng.ops.linear_quantization import QuantizationParameters, storage_dtype
 from distiller_ng.quantization._derived import Derived
-from distiller_ng.quantization._weights import QuantizedLayer
-from distiller_ng.quantization.binary import XnorActivation
-from distiller_ng.quantization.learned_step import LSQActivation
 from distiller_ng.quantization.ptq_settings import QuantSettings
 from distiller_ng.quantization.range_linear_fake import RangeLinearEmbeddingWrapper, RangeLinearFakeQuantWrapper
 from distiller_ng.quantization.range_linear_params import RangeLinearQuantParamLayerWrapper
 from distiller_ng.quantization.range_linear_wrappers import RangeLinearQuantWrapper
-from distiller_ng.quantization.weight_functions import xnor_weight_parameters
 
 __all__ = [
+    "WIDEST",
     "CarriedGrids",
     "ExportForm",
     "ExportedEmbedding",
     "ExportedFakeQuantization",
-    "ExportedLayer",
-    "ExportedObserver",
     "ExportedParamLayer",
     "ExportedWrapper",
+    "distiller_parameters",
 ]
 
-_WIDEST = 16  # bits that an exported integer can have
+#: Bits that an exported integer can have.
+WIDEST = 16
 _EXPORTED = (torch.int8, torch.uint8, torch.int16, torch.uint16)
 
 
@@ -104,7 +101,7 @@ def distiller_parameters(
 
     The step is ``1 / s`` and the zero point ``-z``, rounded: scale 21.25 and zero point -42 are 0.0471 and 42.
     """
-    if settings.bits > _WIDEST:
+    if settings.bits > WIDEST:
         return None
     dtype = storage_dtype(settings.bits, settings.quant_mode)
     low, high = settings.q_range
@@ -228,66 +225,3 @@ class ExportedFakeQuantization(ExportForm):
         if not isinstance(result, Tensor) or not result.is_floating_point():
             return result
         return self.made(torch.relu(result) if self.fuses_relu else result, "output")
-
-
-class ExportedObserver(ExportForm):
-    """An activation module of quantization-aware training: its grid is constant."""
-
-    def freeze(self) -> None:
-        """The grid that is learned, observed or fixed; none before the first training batch."""
-        if isinstance(self, XnorActivation):
-            self.keep_grid("output", xnor_weight_parameters(torch.zeros(1)))
-        elif getattr(self, "_ready", True) and getattr(self, "_seen", True) and getattr(self, "dequantize", True):
-            params: QuantizationParameters = self.quantization_parameters()  # type: ignore[operator]
-            self.keep_grid("output", params)
-            ends = (torch.tensor([params.qmin, params.qmax]) - int(params.zero_point)) * float(params.scale)
-            self.__dict__["export_range"] = tuple(ends.tolist())
-
-    def forward(self, *inputs: Any, **kwargs: Any) -> Any:
-        """The quantized input, or output of what the module wraps; of more than 16 bits the range alone is left."""
-        limits = self.__dict__.get("export_range")
-        if isinstance(self, XnorActivation):
-            return self.on_grid(super().forward(*inputs), "output")
-        if limits is None:
-            return super().forward(*inputs, **kwargs)
-        if not self.has_grid("output"):
-            return inputs[0].clamp(*limits) if inputs[0].is_floating_point() else inputs[0]
-        wrapped = self.wrapped_module if isinstance(self, LSQActivation) else None
-        values = inputs[0] if wrapped is None else wrapped(*inputs, **kwargs)
-        return self.on_grid(values, "output")
-
-
-class ExportedLayer(ExportForm):
-    """A layer that trains with quantized parameters: these, with a batch norm folded in, are constants."""
-
-    def freeze(self) -> None:
-        """Quantized weight and bias."""
-        layer = cast(QuantizedLayer, self)
-        layer.withdraw()
-        if not layer.is_quantizing:
-            return
-        how = layer.quantized_parameters.get("weight")
-        grid = None if how is None or how.num_bits > _WIDEST else layer.quantization_parameters("weight")
-        values = {}
-        for name in ("weight", "bias"):
-            value = layer.quantized(name) if name in layer.quantized_parameters else layer.folded(name)
-            values[name] = None if value is None else nn.Parameter(value.detach().clone(), requires_grad=False)
-        layer._parameters.update(values)
-        self.keep_grid("weight", grid)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The layer's own ``forward``, between what quantizes its input and its output."""
-        layer = cast(QuantizedLayer, self)
-        plain = super(QuantizedLayer, layer).forward
-        if not layer.is_quantizing:
-            return plain(*args, **kwargs)
-        before, after = layer._modules.get("input_quant"), layer._modules.get("output_quant")
-        if before is not None and args:
-            args = (before(args[0]), *args[1:])
-        if self.has_grid("weight"):
-            self.__dict__["weight"] = self.on_grid(cast(Tensor, self._parameters["weight"]), "weight")
-        try:
-            output = plain(*args, **kwargs)
-        finally:
-            self.__dict__.pop("weight", None)
-        return output if after is None else after(output)

@@ -21,12 +21,11 @@ from distiller_ng.quantization._export_forms import (
     CarriedGrids,
     ExportedEmbedding,
     ExportedFakeQuantization,
-    ExportedLayer,
-    ExportedObserver,
     ExportedParamLayer,
     ExportedWrapper,
     ExportForm,
 )
+from distiller_ng.quantization._export_forms_qat import ExportedFold, ExportedLayer, ExportedObserver
 from distiller_ng.quantization._weights import QuantizedLayer
 from distiller_ng.quantization.binary import XnorActivation
 from distiller_ng.quantization.clipped_activations import ClippedLinearQuantization, LearnedClippedLinearQuantization
@@ -35,12 +34,14 @@ from distiller_ng.quantization.learned_step import LSQActivation
 from distiller_ng.quantization.range_linear_fake import RangeLinearEmbeddingWrapper, RangeLinearFakeQuantWrapper
 from distiller_ng.quantization.range_linear_params import RangeLinearQuantParamLayerWrapper
 from distiller_ng.quantization.range_linear_wrappers import RangeLinearQuantWrapper
+from distiller_ng.quantization.sim_bn_fold import SimulatedFoldedBatchNorm
 
 __all__ = ["exporting"]
 
 #: The first class a module is an instance of decides.
 _FORMS: tuple[tuple[type[nn.Module] | tuple[type[nn.Module], ...], type[ExportForm]], ...] = (
     (QuantizedLayer, ExportedLayer),
+    (SimulatedFoldedBatchNorm, ExportedFold),
     (RangeLinearQuantParamLayerWrapper, ExportedParamLayer),
     (RangeLinearQuantWrapper, ExportedWrapper),
     (RangeLinearEmbeddingWrapper, ExportedEmbedding),

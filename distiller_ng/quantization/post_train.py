@@ -56,8 +56,9 @@ class PostTrainLinearQuantizer(LinearQuantParameters, Quantizer):
 
     Without statistics, ranges are found in each batch, and only convolutions, linear layers, matrix products and
     embeddings are quantized. ``bits_activations=None`` quantizes weights only, ``bits_parameters=None`` activations
-    only. In the model, batch norms are folded into the layers before them, a ReLU is taken into the module before it,
-    and every module becomes a wrapper (``model.conv1.wrapped_module``). The model must be in eval mode to run.
+    only. In the model, functions that ``forward`` calls become modules (``layer1.0.add``) and ``nn.LSTM`` or ``nn.GRU``
+    those they are made of, batch norms are folded into the layers before them, a ReLU is taken into the module before
+    it, and every module becomes a wrapper (``model.conv1.wrapped_module``). The model must be in eval mode to run.
     ``bits_parameters``: of weights. ``bits_accum``: of accumulators and biases. ``fp16``: deprecated, write
     ``fpq_module: 16``. ``overrides`` set for single modules the bits and ``mode``, ``per_channel_wts``, ``clip_acts``,
     ``clip_n_stds``, ``clip_half_range``, ``scale_approx_mult_bits``, ``input_overrides``,

@@ -92,10 +92,14 @@ class SimulatedFoldedBatchNorm(nn.Module):
         by_batch = self.training and self.bn.training and not self.frozen
         if by_batch and self._batches >= self.freeze_bn_delay:
             self.freeze()
-        if self.frozen:
-            weight, bias = self.param_module.weight, self.param_module.bias
-            return run_layer(self.param_module, x, self._quantized(weight), self._quantized(bias))
-        return self._by_batch_statistics(x) if by_batch else self._by_running_statistics(x)
+        if by_batch and not self.frozen:
+            return self._by_batch_statistics(x)
+        return run_layer(self.param_module, x, *self.deployed())
+
+    def deployed(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias that evaluation computes with: folded, for good or with running statistics, and quantized."""
+        weight, bias = (self._weight(), self.param_module.bias) if self.frozen else self._running_fold()
+        return self._quantized(weight), self._quantized(bias)
 
     @torch.no_grad()
     def freeze(self) -> None:
@@ -140,10 +144,6 @@ class SimulatedFoldedBatchNorm(nn.Module):
         y = run_layer(self.param_module, x, folded, None)
         y = y * correction(sigma_running * reciprocal, y) + correction(bias, y)
         return y.to(plain.dtype)
-
-    def _by_running_statistics(self, x: Tensor) -> Tensor:
-        weight, bias = self._running_fold()
-        return run_layer(self.param_module, x, self._quantized(weight), self._quantized(bias))
 
     def _running_fold(self) -> tuple[Tensor, Tensor]:
         """Weight and bias with the running statistics folded in."""

@@ -11,6 +11,8 @@ from torch import nn
 from distiller_ng.data_loggers import collect_quant_stats
 from distiller_ng.errors import LifecycleError
 from distiller_ng.modules import BatchMatmul, Concat, EltwiseAdd, EltwiseMult
+from distiller_ng.ops.fake_quantize import fake_quantize_with
+from distiller_ng.ops.linear_quantization import LinearQuantMode, QuantizationParameters
 from distiller_ng.quantization import (
     DorefaQuantizer,
     LSQQuantizer,
@@ -18,6 +20,7 @@ from distiller_ng.quantization import (
     PACTQuantizer,
     PostTrainLinearQuantizer,
     QuantAwareTrainRangeLinearQuantizer,
+    SimulatedFoldedBatchNorm,
     WRPNQuantizer,
     XNORQuantizer,
 )
@@ -238,3 +241,30 @@ def test_a_quantizer_that_waits_exports_the_floating_point_model():
     program, quantizations = nodes(model, x)
     assert not quantizations
     torch.testing.assert_close(program.module()(x), model(x))
+
+
+class Rounding:
+    """Rounds to a grid, and says which."""
+
+    def grid(self, tensor):
+        return QuantizationParameters.of_tensor(tensor, 8, LinearQuantMode.SYMMETRIC_RESTRICTED)
+
+    def __call__(self, tensor):
+        return fake_quantize_with(tensor, self.grid(tensor))
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("function, count", [(None, 0), (Rounding(), 1), (torch.round, 0)])
+def test_a_folded_batch_norm_of_its_own(function, count, frozen):
+    torch.manual_seed(0)
+    folded = SimulatedFoldedBatchNorm(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), 10, function)
+    model, x = nn.Sequential(folded, nn.ReLU()), images(4, 3, 6, 6)
+    model(x)
+    if frozen:
+        folded.freeze()
+    model.eval()
+    expected = model(x)
+    program, quantizations = nodes(model, x)
+    torch.testing.assert_close(program.module()(x), expected)
+    assert len(quantizations) == count
+    assert "export" not in str(list(model.state_dict()) + list(dict(model.named_buffers())))
