@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 __all__ = ["add_unavailable_arguments"]
 
+_Feature: TypeAlias = "tuple[str, str, tuple[tuple[str, str | int], ...]]"
 # (group, what the message calls the feature, [(flags, number of values)])
-_SERIALIZED = ("Loading", "layer-wise loading (models are never wrapped here)", (("--load-serialized", 0),))
-_EARLY_EXIT = (
+_SERIALIZED: _Feature = ("Loading", "layer-wise loading (models are never wrapped here)", (("--load-serialized", 0),))
+_EARLY_EXIT: _Feature = (
     "Early exit",
     "early exit",
     (("--earlyexit_lossweights", "*"), ("--earlyexit_thresholds", "*")),
 )
-_APPLICATION = (_SERIALIZED,)
-_EXAMPLE = (_EARLY_EXIT,)
-_FEATURES = {"application": _APPLICATION, "example": _EXAMPLE}
+_FEATURES = {"application": _SERIALIZED, "example": _EARLY_EXIT}
 
 
 class _Unavailable(argparse.Action):
@@ -39,9 +38,9 @@ class _Unavailable(argparse.Action):
 
 def add_unavailable_arguments(parser: argparse.ArgumentParser, which: str) -> None:
     """Add the flags of ``which``: ``"application"`` or ``"example"``; all default to None."""
-    for title, feature, flags in _FEATURES[which]:
-        group = parser.add_argument_group(f"{title} (not available yet)")
-        for names, values in flags:
-            group.add_argument(
-                *names.split(), action=_Unavailable, feature=feature, nargs=values, help=f"{feature}: not available yet"
-            )
+    title, feature, flags = _FEATURES[which]
+    group = parser.add_argument_group(f"{title} (not available yet)")
+    for name, values in flags:
+        group.add_argument(
+            name, action=_Unavailable, feature=feature, nargs=values, help=f"{feature}: not available yet"
+        )
