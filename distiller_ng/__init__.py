@@ -56,6 +56,7 @@ from distiller_ng.errors import (
     ScheduleWarning,
     TargetError,
 )
+from distiller_ng.export import benchmark_model, export_model
 from distiller_ng.export.automatic import quantize
 from distiller_ng.graph.dependency import DependencyGraph
 from distiller_ng.graph.summary_graph import SummaryGraph, onnx_name_2_pytorch_name
@@ -222,6 +223,7 @@ __all__ = [
     "assign_layer_fq_names",
     "attributes_summary",
     "attributes_summary_tbl",
+    "benchmark_model",
     "checkpoint",
     "choose_exits",
     "config",
@@ -250,6 +252,7 @@ __all__ = [
     "draw_model_to_file",
     "early_exit_loss",
     "execute_thinning_recipes_list",
+    "export_model",
     "file_config",
     "filter_kwargs",
     "find_module_by_fq_name",
