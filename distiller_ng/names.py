@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 
 from torch import Tensor, nn
 
@@ -44,6 +45,7 @@ _PRUNABLE_MODULES = (
 )
 
 
+@lru_cache(maxsize=1 << 16)
 def canonical_name(name: str) -> str:
     """``name`` without the parts that wrappers add: ``features.module.0.weight`` -> ``features.0.weight``."""
     return ".".join(part for part in name.split(".") if part not in _WRAPPER_PARTS)

@@ -112,8 +112,7 @@ class _Translation:
         known += [name for name in self._found.arguments if name not in implied]
         known += [_PARAMS] if self._tag.params is not None else []
         for name in list(properties):
-            typo = nearest(name, _TIMES, limit=1)
-            if name in known or (self._hook is not None and not typo):
+            if name in known or (self._hook is not None and not nearest(name, _TIMES, limit=1)):
                 continue
             hint = did_you_mean(name, known)
             message = f"{self._tag.tag} has no property {name!r}. {hint}"
