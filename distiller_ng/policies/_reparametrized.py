@@ -13,13 +13,14 @@ from distiller_ng.core.context import StepContext
 from distiller_ng.core.policy import Policy
 from distiller_ng.core.window import PolicyWindow
 from distiller_ng.errors import ArgumentError, TargetError
-from distiller_ng.names import ALL_PRUNABLE, ParameterIndex, unwrap
+from distiller_ng.names import ALL_PRUNABLE, ALL_PRUNABLE_WITH_EMBEDDINGS, ParameterIndex, unwrap
 from distiller_ng.quantization._derived import Derived, derive_, underive_
 
 __all__ = ["ReparametrizingPolicy", "check_flag"]
 
 #: From the stored weight to the one that the layer computes with.
 Function = Callable[[Tensor], Tensor]
+_TOKENS = (ALL_PRUNABLE, ALL_PRUNABLE_WITH_EMBEDDINGS)
 _FUNCTION, _REPLICA = "_weight_function", "_replica_weight"
 
 
@@ -97,9 +98,13 @@ class ReparametrizingPolicy(Policy):
 
     def check(self, window: PolicyWindow, parameters: ParameterIndex) -> None:
         """Every target is the weight of a layer that can compute with a function of it; raises :class:`TargetError`."""
-        self._names, self._index = parameters.select(self.weights, argument=("weights",)), parameters
-        for name in self._names:
-            if not _owners(parameters, name):
+        names, self._index = parameters.select(self.weights, argument=("weights",)), parameters
+        fitting = [name for name in names if _owners(parameters, name)]
+        self._names = fitting
+        if self.weights in _TOKENS and fitting:
+            return  # recurrent and attention layers, which compute with several weights, stay as they are
+        for name in names:
+            if name not in fitting:
                 message = f"{name!r} is not the weight of a linear, convolution or embedding layer"
                 raise TargetError(message, argument=("weights",))
 

@@ -52,9 +52,8 @@ class PruningPolicy(Policy):
         self._decided_at: TrainPosition | None = None
         self._decision_waits = False  # for the next optimizer step, with decides_before_step
         self._steps = StepHooks(self._before_step, self.pruner.after_step)
-        self._watches_steps = self.pruner.decides_before_step or any(
-            getattr(type(self.pruner), hook) is not getattr(Pruner, hook) for hook in ("before_step", "after_step")
-        )
+        own = [getattr(type(self.pruner), hook) is not getattr(Pruner, hook) for hook in ("before_step", "after_step")]
+        self._watches_steps = self.pruner.decides_before_step or any(own)
 
     # -- hooks ------------------------------------------------------------------------------------------------------
 

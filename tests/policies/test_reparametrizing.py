@@ -142,6 +142,16 @@ def test_only_layers_with_a_weight_of_that_kind(make):
 
 
 @each
+def test_the_token_means_the_layers_that_can(make):
+    model = nn.Sequential(nn.LSTM(4, 4), nn.Linear(4, 2))
+    policy = make()
+    distiller.CompressionScheduler(model).add_policy(policy, starting_epoch=0, ending_epoch=2)
+    assert policy._names == ["1.weight"]
+    with pytest.raises(TargetError):
+        distiller.CompressionScheduler(nn.LSTM(4, 4)).add_policy(make(), starting_epoch=0, ending_epoch=2)
+
+
+@each
 def test_convolutions_tied_weights_and_data_parallel(make):
     model = nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 7, bias=False))
     model[1].weight = model[0].weight
