@@ -12,29 +12,27 @@ from distiller_ng.names import ALL, ALL_PRUNABLE, ALL_PRUNABLE_WITH_EMBEDDINGS, 
 __all__ = ["oneshot_from_recipe", "oneshot_to_recipe"]
 
 _UNSTRUCTURED = "0:0"
-_CLASS_NAME = re.compile(r"[A-Z]\w*")
-#: Properties about how the work is done, which is another here.
-_WORKING = ("sequential_targets", "sequential_update", "offload_hessians", "preserve_sparsity_mask", "use_cache")
-_PROFILES = ("sparsity_profile", "owl_m", "owl_lmbda")
+_TOKENS = (ALL, ALL_PRUNABLE, ALL_PRUNABLE_WITH_EMBEDDINGS)
 
 
 def oneshot_from_recipe(properties: Mapping[str, Any], note: Callable[[str], None]) -> dict[str, Any]:
-    """``mask_structure: "0:0"`` is unstructured; ``targets`` and ``ignore`` name modules, whose weights are meant."""
+    """``mask_structure: "0:0"`` is unstructured; ``ignore`` names modules whose weights are left out."""
     arguments = dict(properties)
     if arguments.get("mask_type") == _UNSTRUCTURED:
         arguments["mask_type"] = "unstructured"
-    for name in _WORKING:
-        if arguments.pop(name, None) not in (None, False, [], {}):
-            note(f"{name} has no effect here: layers are always pruned in the order they run")
-    for name in _PROFILES:
-        if arguments.pop(name, None) is not None and name == "sparsity_profile":
-            message = "sparsity_profile has no counterpart; for a sparsity by layer by one ranking write scope: global"
-            raise ArgumentError(message, argument=("sparsity_profile",))
-    if arguments.get("weights") in (ALL_PRUNABLE_WITH_EMBEDDINGS, [ALL_PRUNABLE_WITH_EMBEDDINGS]):
-        arguments["weights"] = [ALL_PRUNABLE]  # nothing is multiplied with an embedding
-    targets, ignored = _listed("targets", arguments), _listed("ignore", arguments)
-    if targets or ignored:
-        arguments["weights"] = _weights(targets, ignored, note)
+    if arguments.pop("sparsity_profile", None) is not None:
+        message = "sparsity_profile has no counterpart; for a sparsity by layer by one ranking write scope: global"
+        raise ArgumentError(message, argument=("sparsity_profile",))
+    for name in ("owl_m", "owl_lmbda"):
+        arguments.pop(name, None)
+    given = arguments.get("weights")
+    named = [given] if isinstance(given, str) else list(given or [ALL_PRUNABLE])
+    # Nothing is multiplied with an embedding.
+    named = [ALL_PRUNABLE if name == ALL_PRUNABLE_WITH_EMBEDDINGS else name for name in named]
+    ignored = _listed("ignore", arguments)
+    arguments["weights"] = [_without(name, ignored) for name in named] if ignored else named
+    if ignored:
+        note("ignore: the modules and all inside them are left out")
     return arguments
 
 
@@ -54,21 +52,14 @@ def _listed(name: str, arguments: dict[str, Any]) -> list[str]:
     return names
 
 
-def _weights(targets: Sequence[str], ignored: Sequence[str], note: Callable[[str], None]) -> list[str]:
-    everything = [t for t in targets if t in (ALL, ALL_PRUNABLE) or _CLASS_NAME.fullmatch(t)]
-    if everything or not targets:
-        for name in everything:
-            if name not in (ALL, ALL_PRUNABLE):
-                note(f"targets {name!r} names a class: every prunable weight is taken")
-        if not ignored:
-            return [ALL_PRUNABLE]
-        named = r".*"
-    else:
-        named = "|".join(_module(target) for target in targets)
-    unless = f"(?!(?:{'|'.join(map(_module, ignored))})(?:\\.|$))" if ignored else ""
-    return [f"{PATTERN_PREFIX}{unless}(?:{named})(?:\\..*)?\\.weight"]
+def _without(target: str, ignored: Sequence[str]) -> str:
+    """A pattern for what a target names outside the ignored modules."""
+    unless = f"(?!(?:{'|'.join(map(_module, ignored))})(?:\\.|$))"
+    if target in _TOKENS:
+        return f"{PATTERN_PREFIX}{unless}(?!.*[nN]orm)(?:.*\\.)?weight"
+    return f"{PATTERN_PREFIX}{unless}{_module(target)}"
 
 
 def _module(name: str) -> str:
-    """A pattern for module names, which match from the start."""
-    return name[len(PATTERN_PREFIX) :] if name.startswith(PATTERN_PREFIX) else re.escape(name)
+    """A pattern for names, which match from the start."""
+    return name[len(PATTERN_PREFIX) :].removesuffix("$") if name.startswith(PATTERN_PREFIX) else re.escape(name)

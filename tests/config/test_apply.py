@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from torch import nn
@@ -112,7 +114,7 @@ sparsity_stage:
       ignore: ["re:0"]
 """
     model = made()
-    with pytest.warns(distiller.ScheduleWarning, match="names a class"):
+    with pytest.warns(distiller.ScheduleWarning, match="Linear"):
         distiller.apply(model, text, loader())
     assert (model[4].weight.view(5, 8, 4) != 0).sum(dim=2).eq(2).all()
     assert model[0].weight.all()
@@ -165,3 +167,35 @@ def test_what_is_missing_is_said():
         distiller.apply("model", WAYS["magnitude"])
     with pytest.raises(ArgumentError, match="recipe_args"):
         distiller.apply(made(), WAYS["magnitude"], recipe_args={"a": 1})
+
+
+@pytest.mark.parametrize(
+    ("properties", "pruned"),
+    [
+        ({"targets": ["re:4$"]}, ["4.weight"]),
+        ({"targets": ["__ALL__"], "ignore": ["4"]}, ["0.weight"]),
+        ({"ignore": ["re:[0-3]$"]}, ["4.weight"]),
+        ({}, ["0.weight", "4.weight"]),
+    ],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore::distiller_ng.errors.ScheduleWarning")
+def test_modules_that_newer_recipes_name(properties, pruned):
+    text = f"""
+s_stage:
+  s_modifiers:
+    WandaPruningModifier: {json.dumps({"sparsity": 0.5, "mask_structure": "0:0", **properties})}
+"""
+    model = made()
+    distiller.apply(model, text, loader())
+    assert [n for n, p in model.named_parameters() if p.dim() > 1 and float((p == 0).float().mean()) == 0.5] == pruned
+
+
+def test_profiles_by_layer_are_refused():
+    text = """
+s_stage:
+  s_modifiers:
+    SparseGPTModifier: {sparsity: 0.5, sparsity_profile: owl}
+"""
+    with pytest.raises(ScheduleError, match="sparsity_profile.*scope: global"):
+        distiller.apply(made(), text, loader())
