@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -14,6 +14,7 @@ from distiller_ng.data_loggers.contexts import collector_context
 from distiller_ng.data_loggers.observers.base import Observer, ObserverLike, observer_named
 from distiller_ng.data_loggers.quant_stats_file import QuantStats, save_quant_stats
 from distiller_ng.errors import CalibrationError
+from distiller_ng.modules.functional import FunctionModule
 from distiller_ng.ops.table import size_to_str
 
 __all__ = ["ObservedRangesCollector", "collect_observed_ranges"]
@@ -31,8 +32,12 @@ class ObservedRangesCollector(ActivationStatsCollector):
 
         {"relu1": {"inputs": {0: {"min": -1.8, "max": 1.9, ...}}, "output": {"min": 0.0, "max": 1.9, ...}}}
 
+    Functions count as modules, as for :class:`QuantCalibrationStatsCollector`; those with infinite values are left out.
+
     Raises :class:`ArgumentError` for a model that contains DataParallel and for an unknown observer.
     """
+
+    watches_calls: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -46,9 +51,12 @@ class ObservedRangesCollector(ActivationStatsCollector):
         self._blank = observer_named(observer, observer_args)
         self._observers: dict[str, dict[int | str, Observer]] = {}
         self._shapes: dict[Observer, str] = {}
+        self._functions: set[str] = set()
 
     def before(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Show the inputs to their observers."""
+        if isinstance(module, FunctionModule):
+            self._functions.add(name)
         for position, tensor in input_tensors(args, kwargs):
             self._show(name, position, tensor)
 
@@ -78,17 +86,22 @@ class ObservedRangesCollector(ActivationStatsCollector):
         """The ranges; raises :class:`CalibrationError` naming the module that saw NaN or infinite values."""
         found: QuantStats = {}
         for name, watched in self.observers().items():
-            inputs = {at: self._entry(name, at, watched[at]) for at in sorted(k for k in watched if k != _OUTPUT)}
-            entry: dict[str, Any] = {"inputs": inputs} if inputs else {}
-            if _OUTPUT in watched:
-                entry["output"] = self._entry(name, _OUTPUT, watched[_OUTPUT])
-            found[name] = entry
+            places = sorted(watched, key=lambda place: (place == _OUTPUT, 0 if place == _OUTPUT else place))
+            known = {at: one for at in places if (one := self._entry(name, at, watched[at])) is not None}
+            output = known.pop(_OUTPUT, None)
+            entry: dict[str, Any] = {"inputs": known} if known else {}
+            if output is not None:
+                entry["output"] = output
+            if output is not None or name not in self._functions:
+                found[name] = entry
         return found
 
-    def _entry(self, name: str, which: int | str, observer: Observer) -> dict[str, Any]:
+    def _entry(self, name: str, which: int | str, observer: Observer) -> dict[str, Any] | None:
         try:
             low, high = observer.range()
         except CalibrationError as error:
+            if name in self._functions:
+                return None
             place = "output" if which == _OUTPUT else f"input {which}"
             raise CalibrationError(f"{place} of {name!r}: {error}") from error
         return {"min": low, "max": high, "avg_min": low, "avg_max": high, "shape": self._shapes[observer]}
@@ -97,6 +110,7 @@ class ObservedRangesCollector(ActivationStatsCollector):
         """Forget what was collected."""
         self._observers.clear()
         self._shapes.clear()
+        self._functions.clear()
 
     def save(self, fname: str | os.PathLike[str]) -> str:
         """Write the ranges as a calibration file, with the ending ``.yaml``; its name."""

@@ -458,3 +458,12 @@ def test_statistics_with_functions_belong_to_the_model():
             load_quant_stats({**stats, wrong: stats["add"]}, model[0])
     histograms = distiller.data_loggers.collect_histograms(model[0], lambda model: model(x), activation_stats=stats)
     assert histograms["add_1"]["output"]["hist"].sum() == x.numel()
+
+
+def test_observed_ranges_know_functions_too():
+    model, x = Functions().eval(), torch.rand(2, 2, 3, 3)
+    stats = collect_quant_stats(model, lambda model: model(x))
+    ranges = distiller.data_loggers.collect_observed_ranges(model, lambda model: model(x), "min_max")
+    assert list(ranges) == list(stats)  # without the function that makes infinite values
+    assert ranges["add_1"]["output"]["max"] == pytest.approx(stats["add_1"]["output"]["max"])
+    assert load_quant_stats(ranges, model).keys() == ranges.keys()
