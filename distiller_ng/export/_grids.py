@@ -29,7 +29,7 @@ MOVING = {
     *(_aten.pixel_shuffle.default, _aten.upsample_nearest1d.vec, _aten.upsample_nearest2d.vec, _aten.flip.default),
 }
 #: Those that add zeros.
-_WITH_ZEROS = {_aten.relu.default}
+_WITH_ZEROS = {_aten.relu.default, _aten.constant_pad_nd.default}
 _JOINING = {_aten.cat.default, _aten.stack.default}
 
 
@@ -64,7 +64,7 @@ class Grids:
             return self.written(node)
         if node.target in MOVING or getattr(node.target, "__name__", "") == "getitem":
             return self._per_tensor(node.args[0])
-        if node.target in _WITH_ZEROS:
+        if node.target in _WITH_ZEROS and (len(node.args) < 3 or node.args[2] == 0):
             grid = self._per_tensor(node.args[0])
             return grid if grid is not None and grid.qmin <= int(grid.zero_point) <= grid.qmax else None
         if node.target in _JOINING:

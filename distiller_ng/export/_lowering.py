@@ -9,12 +9,14 @@ from torch import Tensor, fx
 
 from distiller_ng.export._dequantize import DEQUANTIZE, FAKE_QUANTIZE
 from distiller_ng.export._grids import MOVING, bits_of
+from distiller_ng.export._tracing import fixed_size
 from distiller_ng.export._weights import CONVOLUTIONS, LINEAR, TRANSPOSED, integer_weight
 from distiller_ng.export.quantized_graph import QuantizedGraph
 from distiller_ng.ops.linear_quantization import QuantizationParameters
 
 __all__ = [
     "choose_activation_type_",
+    "choose_table_type_",
     "fit_weight",
     "flatten_linear_",
     "integer_biases_",
@@ -23,7 +25,7 @@ __all__ = [
 ]
 
 _aten = torch.ops.aten
-_TYPES = {torch.int8: (-128, torch.uint8), torch.uint8: (128, torch.int8)}
+_TYPES = (torch.int8, torch.uint8)
 #: Of the accumulator's 31 bits the bias may take this many; the products take the rest.
 _BIAS_LIMIT = 2.0**30
 
@@ -42,6 +44,24 @@ def choose_activation_type_(graph: QuantizedGraph, wanted: torch.dtype) -> None:
         moved = (grid.zero_point.to(torch.int32) + shift).to(wanted)
         zero = graph.constants.add(f"{node.name}_zero_point", moved, node)
         node.args = (node.args[0], node.args[1], zero, None, grid.qmin + shift, grid.qmax + shift)
+
+
+def choose_table_type_(graph: QuantizedGraph, wanted: torch.dtype) -> None:
+    """The same for tables whose rows are looked up: they are the activations of what follows."""
+    for node in graph.module.graph.find_nodes(op="call_function", target=DEQUANTIZE):
+        rows = node.args[0]
+        if not isinstance(rows, fx.Node) or rows.target is not _aten.embedding.default:
+            continue
+        table, zero = graph.constants.tensor(rows.args[0]), graph.constants.tensor(node.args[2])
+        if table is None or zero is None or table.dtype not in _TYPES or table.dtype == wanted:
+            continue
+        shift = 128 if wanted == torch.uint8 else -128
+        moved = [(one.to(torch.int32) + shift).to(wanted) for one in (table, zero)]
+        rows.args = (graph.constants.add(f"{rows.name}_table", moved[0], rows), *rows.args[1:])
+        rows.meta["val"] = rows.meta["val"].to(wanted)
+        node.args = (rows, node.args[1], graph.constants.add(f"{rows.name}_zero_point", moved[1], node), node.args[3])
+        low, high = node.meta["integer_range"]
+        node.meta["integer_range"] = (low + shift, high + shift)
 
 
 def reduce_weight_range_(graph: QuantizedGraph) -> None:
@@ -142,6 +162,8 @@ def repeat_grids_(graph: QuantizedGraph) -> None:
             grid = graph.grids.of(source)
             if source.target in (FAKE_QUANTIZE, DEQUANTIZE) or grid is None or grid.axis is not None:
                 continue
+            if source.target is _aten.constant_pad_nd.default:  # runtimes take it into the convolution
+                continue
             if getattr(node.target, "__name__", "") == "getitem" or not isinstance(source.meta.get("val"), Tensor):
                 continue
             if source not in repeated:
@@ -169,9 +191,10 @@ def flatten_linear_(graph: QuantizedGraph) -> None:
             continue
         if not isinstance(value, Tensor) or value.dim() <= 2 or not isinstance(source, fx.Node):
             continue
-        shape = [size if isinstance(size, int) else -1 for size in value.shape]
-        if shape.count(-1) > 1:
+        known = [fixed_size(size) for size in value.shape]
+        if known.count(None) > 1:
             continue
+        shape = [-1 if size is None else size for size in known]
         with graph.module.graph.inserting_before(layer):
             width = source.meta["val"].shape[-1]
             rows = graph.module.graph.call_function(_aten.view.default, (source, [-1, int(width)]))

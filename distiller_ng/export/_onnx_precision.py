@@ -32,11 +32,14 @@ def _with_reasons(
     graph: QuantizedGraph, reason: Callable[[QuantizedGraph, fx.Node], str]
 ) -> tuple[LayerPrecision, ...]:
     nodes = [node for node, _ in layer_nodes(graph)]
-    # Bits are those the model was quantized with, whatever the file stores.
-    return tuple(
-        dataclasses.replace(layer, reason=layer.reason or reason(graph, node))
-        for node, layer in zip(nodes, graph.layers, strict=True)
-    )
+    found: dict[tuple[str, str], LayerPrecision] = {}
+    for node, layer in zip(nodes, graph.layers, strict=True):
+        # Bits are those the model was quantized with, whatever the file stores.
+        told = dataclasses.replace(layer, reason=layer.reason or reason(graph, node))
+        key = (layer.name, layer.operator)
+        if key not in found or (found[key].is_quantized and told.reason):  # of several calls the worst
+            found[key] = told
+    return tuple(found.values())
 
 
 def _onnx_reason(graph: QuantizedGraph, node: fx.Node) -> str:

@@ -17,9 +17,10 @@ from distiller_ng.graph.trace import exported_program
 from distiller_ng.names import unwrap
 from distiller_ng.quantization.exporting import exporting
 
-__all__ = ["TracedForm", "batch_size", "shapes_of", "trace_export_form"]
+__all__ = ["TracedForm", "batch_size", "fixed_size", "shapes_of", "trace_export_form"]
 
 logger = logging.getLogger(__name__)
+_WHY_FIXED = "the model does not run, or not alike, with others"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +45,52 @@ def trace_export_form(model: nn.Module, inputs: ExampleInputs, *, dynamic_batch:
     """
     plain = unwrap(model)
     with torch.no_grad(), exporting(model):
-        if dynamic_batch and batch_size(inputs) is not None:
-            several = _at_least_two(inputs)
-            shapes = shapes_of(several)
+        if not dynamic_batch or batch_size(inputs) is None:
+            return TracedForm(_functional(exported_program(plain, inputs)), inputs, None, ())
+        several = _at_least_two(inputs)
+        for candidate, shapes in ((several, shapes_of(several)), (several, _some_shapes(several)), (inputs, None)):
             try:
-                return TracedForm(
-                    _functional(exported_program(plain, several, dynamic_shapes=shapes)), several, shapes, ()
-                )
+                program = exported_program(plain, candidate, dynamic_shapes=shapes)
             except GraphError as error:
-                logger.info("the batch cannot vary: %s", error)
-        note = f"the batch is fixed to {batch_size(inputs)}: the model does not run, or not alike, with another size"
-        traced = _functional(exported_program(plain, inputs))
-        return TracedForm(traced, inputs, None, (note,) if dynamic_batch and batch_size(inputs) is not None else ())
+                if shapes is None:
+                    raise
+                logger.info("not every size can vary: %s", error)
+            else:
+                notes = () if _varies(program) else (f"the inputs' sizes are fixed, {_sizes(candidate)}: {_WHY_FIXED}",)
+                return TracedForm(_functional(program), candidate, shapes if not notes else None, notes)
+    raise GraphError("the model cannot be traced")  # the last candidate has raised or returned
+
+
+def _sizes(inputs: ExampleInputs) -> str:
+    return ", ".join(str(tuple(tensor.shape)) for tensor in _tensors(inputs))
+
+
+def _varies(program: torch.export.ExportedProgram) -> bool:
+    """Whether any size of an input may be another one."""
+    inputs = [
+        node.meta["val"]
+        for node in program.graph.find_nodes(op="placeholder")
+        if node.name in program.graph_signature.user_inputs and isinstance(node.meta.get("val"), Tensor)
+    ]
+    return any(fixed_size(size) is None for value in inputs for size in value.shape)
+
+
+def fixed_size(size: Any) -> int | None:
+    """A size of a traced tensor as a number; None where it may vary."""
+    if isinstance(size, int):
+        return size
+    known = size.node.maybe_as_int()
+    return None if known is None else int(known)
+
+
+def _some_shapes(inputs: ExampleInputs) -> Any:
+    """Of the first two sizes of each input those that the model leaves free: sequences may come first."""
+    shapes: Any = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
+    for tensor in _tensors(inputs):
+        shapes[tensor] = {
+            place: torch.export.Dim.AUTO for place in range(min(tensor.dim(), 2)) if tensor.shape[place] > 1
+        }
+    return shapes
 
 
 def batch_size(inputs: ExampleInputs) -> int | None:

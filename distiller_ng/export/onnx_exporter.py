@@ -17,6 +17,7 @@ from distiller_ng.errors import ArgumentError, ExportError, did_you_mean
 from distiller_ng.export._dequantize import FAKE_QUANTIZE
 from distiller_ng.export._lowering import (
     choose_activation_type_,
+    choose_table_type_,
     flatten_linear_,
     integer_biases_,
     reduce_weight_range_,
@@ -149,6 +150,7 @@ def lowered(
     wanted = _PRESETS[options.preset]
     if wanted is not None:
         choose_activation_type_(graph, wanted)
+        choose_table_type_(graph, wanted)
     if integer_biases:
         integer_biases_(graph.renewed(), largest=63 if options.reduce_range else 127)
     return graph.renewed()

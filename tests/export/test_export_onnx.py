@@ -93,6 +93,7 @@ def test_the_report_reads_well(tmp_path):
     assert "net.onnx" in text and "3 of 3 layers compute with integers" in text and "SQNR" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("quantizer", "bits"),
     [(DorefaQuantizer, (4, 4)), (WRPNQuantizer, (4, 6)), (PACTQuantizer, (4, 5)), (LSQQuantizer, (2, 3))],
@@ -104,6 +105,7 @@ def test_few_bits_keep_their_values_and_their_biases(quantizer, bits):
     assert report.agreement.sqnr_db > 35
 
 
+@pytest.mark.slow
 def test_binary_layers():
     made = aware(XNORQuantizer, Net(nn.Hardtanh))
     report = made.convert("onnx", None, torch.randn(8, 3, 8, 8))
@@ -111,6 +113,7 @@ def test_binary_layers():
     assert "output is not quantized" in report.floating["conv1"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["SYMMETRIC", "ASYMMETRIC_UNSIGNED", "ASYMMETRIC_SIGNED"])
 @pytest.mark.parametrize("preset", ["x86", "signed", "as_trained"])
 def test_every_preset_has_the_same_values(mode, preset):
@@ -125,6 +128,7 @@ def test_post_training_models_run_every_layer_as_integers():
     assert report.agreement.max_steps <= 3
 
 
+@pytest.mark.slow
 def test_floating_point_models_are_written_as_they_are(tmp_path):
     x = torch.randn(1, 3, 8, 8)
     report = export_model(Net().eval(), "onnx", x, tmp_path / "float.onnx")
@@ -132,6 +136,7 @@ def test_floating_point_models_are_written_as_they_are(tmp_path):
     assert not report.quantized and set(report.floating) == {"conv1", "conv2", "fc"}
 
 
+@pytest.mark.slow
 def test_data_parallel_and_channels_last():
     wrapped = linear(wrap=nn.DataParallel).convert("onnx", None, torch.randn(4, 3, 8, 8))
     assert list(wrapped.quantized) == ["conv1", "conv2", "fc"]
@@ -139,6 +144,7 @@ def test_data_parallel_and_channels_last():
     assert last.convert("onnx", None, torch.randn(4, 3, 8, 8)).agreement.sqnr_db > 50
 
 
+@pytest.mark.slow
 def test_a_shared_module_and_a_dictionary_of_outputs():
     class Shared(nn.Module):
         def __init__(self):
@@ -158,6 +164,7 @@ def test_a_shared_module_and_a_dictionary_of_outputs():
     assert scores.shape == (4, 4) and features.shape == (4, 3, 8, 8)
 
 
+@pytest.mark.slow
 def test_token_numbers_and_keyword_arguments():
     class Words(nn.Module):
         def __init__(self):
@@ -182,6 +189,7 @@ def test_token_numbers_and_keyword_arguments():
     assert report.bytes < report.float_bytes * 4
 
 
+@pytest.mark.slow
 def test_seven_bit_weights():
     quantizer, x = linear(per_channel_wts=True), torch.randn(8, 3, 8, 8)
     report = quantizer.convert("onnx", None, x, reduce_range=True)
@@ -213,6 +221,7 @@ def test_nothing_is_left_of_a_model_that_cannot_be_exported(tmp_path):
     assert "cannot be traced" in export_issues(Branching(), "onnx", x)[0]
 
 
+@pytest.mark.slow
 def test_half_precision_is_refused():
     with pytest.raises(ExportError):
         export_model(linear().model.bfloat16(), "onnx", torch.randn(2, 3, 8, 8).bfloat16())
@@ -239,6 +248,7 @@ def test_wrong_use_is_told():
         quantizer.convert("onnx", None, torch.randn(1, 3, 8, 8), preset="arm")
 
 
+@pytest.mark.slow
 def test_modules_of_onnx_runtime_copy_and_count_their_inputs():
     report = export_model(Net().eval(), "onnx", torch.randn(2, 3, 8, 8))
     x = torch.randn(3, 3, 8, 8)
@@ -251,6 +261,7 @@ def test_modules_of_onnx_runtime_copy_and_count_their_inputs():
         OnnxModule(b"no model")
 
 
+@pytest.mark.slow
 def test_distillers_conversion():
     x = torch.randn(8, 3, 8, 8)
     quantizer = post_trained(Net().eval(), x)
@@ -263,3 +274,40 @@ def test_distillers_conversion():
             quantizer.convert_to_pytorch(*arguments)
     with pytest.raises(ValueError, match="only models of PostTrainLinearQuantizer"):
         linear().convert_to_pytorch(x)
+
+
+@pytest.mark.slow
+def test_recurrent_classifiers_with_time_first():
+    class Text(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.lstm, self.fc = nn.Embedding(30, 8), nn.LSTM(8, 12), nn.Linear(12, 5)
+
+        def forward(self, ids):  # [time, batch]
+            return self.fc(self.lstm(self.table(ids))[0][-1])
+
+    ids = torch.randint(0, 30, (3, 4))
+    quantizer = post_trained(Text().eval(), ids)
+    report = quantizer.convert("onnx", None, ids)
+    assert report.details["kernels"]["QGemm"] == 7  # two for each step, one for the classifier
+    assert report.agreement.sqnr_db > 28
+    assert "sizes are fixed, (3, 4)" in report.notes[0]  # the steps are written one by one
+
+
+@pytest.mark.slow
+def test_attention_runs_as_integers():
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.fc = nn.Embedding(30, 8), nn.Linear(8, 5)
+            self.q, self.k, self.v = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, ids):
+            x = self.table(ids)
+            scores = torch.softmax(self.q(x) @ self.k(x).transpose(1, 2) / 3, -1)
+            return self.fc((scores @ self.v(x)).mean(1))
+
+    ids = torch.randint(0, 30, (4, 7))
+    report = post_trained(Attention().eval(), ids).convert("onnx", None, ids)
+    assert report.details["kernels"]["QLinearMatMul"] == 2 and report.details["kernels"]["QGemm"] == 4
+    assert not report.floating and report.agreement.sqnr_db > 25

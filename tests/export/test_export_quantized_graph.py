@@ -51,6 +51,7 @@ def nodes(graph, name):
     return [node for node in operators if name in str(node.target)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [MODES, "SYMMETRIC", "ASYMMETRIC_UNSIGNED", "ASYMMETRIC_SIGNED"])
 @pytest.mark.parametrize("per_channel", [True, False])
 def test_the_graph_computes_what_the_model_computes(mode, per_channel):
@@ -106,7 +107,7 @@ def test_a_batch_that_cannot_vary_is_noted():
 
     graph = quantized_graph(Fixed(), torch.randn(3, 5))
     assert graph.dynamic_shapes is None
-    assert graph.notes == ("the batch is fixed to 3: the model does not run, or not alike, with another size",)
+    assert graph.notes == ("the inputs' sizes are fixed, (3, 5): the model does not run, or not alike, with others",)
 
 
 def test_a_model_that_cannot_be_traced_is_refused():
