@@ -6,11 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from distiller_ng.errors import ArgumentError
-from distiller_ng.names import ALL_PRUNABLE, ALL_PRUNABLE_WITH_EMBEDDINGS, PATTERN_PREFIX
+from distiller_ng.ops.recipe_targets import from_recipe_target, to_recipe_target
 
 __all__ = ["gradual_from_recipe", "gradual_to_recipe"]
-
-_ANY_REST = ").*"
 
 
 def gradual_from_recipe(properties: Mapping[str, Any], note: Callable[[str], None]) -> dict[str, Any]:
@@ -28,7 +26,7 @@ def gradual_from_recipe(properties: Mapping[str, Any], note: Callable[[str], Non
         message = "score_type is magnitude; for others write !MovementPruningModifier, !OBSPruningModifier, ..."
         raise ArgumentError(message, argument=("score_type",))
     if isinstance(arguments.get("final_sparsity"), Mapping):
-        final = {level: _each(names, _anchored) for level, names in arguments["final_sparsity"].items()}
+        final = {level: _each(names, from_recipe_target) for level, names in arguments["final_sparsity"].items()}
         arguments["final_sparsity"] = final
         if arguments.get("weights") in ([], (), ""):
             del arguments["weights"]
@@ -41,7 +39,7 @@ def gradual_to_recipe(arguments: Mapping[str, Any]) -> dict[str, Any]:
     if "scope" in properties:
         properties["global_sparsity"] = properties.pop("scope") == "global"
     if isinstance(properties.get("final_sparsity"), Mapping):
-        final = {level: _each(names, _unanchored) for level, names in properties["final_sparsity"].items()}
+        final = {level: _each(names, to_recipe_target) for level, names in properties["final_sparsity"].items()}
         properties["final_sparsity"] = final
         properties.setdefault("weights", [])
     return properties
@@ -59,20 +57,3 @@ def _each(names: Any, change: Callable[[str], str]) -> Any:
     if isinstance(names, Sequence):
         return [change(name) if isinstance(name, str) else name for name in names]
     return names
-
-
-def _anchored(name: str) -> str:
-    if name.upper() == ALL_PRUNABLE:
-        return ALL_PRUNABLE_WITH_EMBEDDINGS
-    if name.startswith(PATTERN_PREFIX):
-        return f"{PATTERN_PREFIX}(?:{name[len(PATTERN_PREFIX) :]}{_ANY_REST}"
-    return name
-
-
-def _unanchored(name: str) -> str:
-    if name == ALL_PRUNABLE_WITH_EMBEDDINGS:
-        return ALL_PRUNABLE
-    start = f"{PATTERN_PREFIX}(?:"
-    if name.startswith(start) and name.endswith(_ANY_REST):
-        return PATTERN_PREFIX + name[len(start) : -len(_ANY_REST)]
-    return name
