@@ -18,8 +18,11 @@ from distiller_ng.names import unwrap
 from distiller_ng.ops.dummy_inputs import get_dummy_input
 from distiller_ng.ops.histogram import Histogram
 from distiller_ng.ops.modules import model_device
+from distiller_ng.quantization.ptq_layers import set_bias_
+from distiller_ng.quantization.range_linear_params import RangeLinearQuantParamLayerWrapper
+from distiller_ng.quantization.range_linear_wrappers import RangeLinearQuantWrapper
 
-__all__ = ["dummy_input_of", "layout_of", "stats_of"]
+__all__ = ["changes_of", "dummy_input_of", "layout_of", "redo_changes_", "stats_of"]
 
 _PLAIN = (bool, int, float, str, type(None))
 
@@ -62,6 +65,34 @@ def stats_of(layout: Mapping[str, Any]) -> QuantStats | None:
                 counts, low, high = tensor["histogram"]
                 tensor["histogram"] = Histogram(torch.tensor(counts, dtype=torch.float64), low, high)
     return stats
+
+
+def changes_of(model: nn.Module) -> dict[str, list[str]]:
+    """What was changed in a model after it was prepared: layers with a bias, and layers that hand on accumulators.
+
+    Layers that had a bias before are among them; nothing for models that are not quantized after training.
+    """
+    wrappers = [(name, one) for name, one in model.named_modules() if isinstance(one, RangeLinearQuantWrapper)]
+    found = {
+        "biases": [name for name, one in wrappers if getattr(one, "has_bias", False)],
+        "plain_outputs": [name for name, one in wrappers if not one.quantizes_output],
+    }
+    return {key: names for key, names in found.items() if names}
+
+
+@torch.no_grad()
+def redo_changes_(model: nn.Module, layout: Mapping[str, Any]) -> None:
+    """Give the layers of :func:`changes_of` a bias of zeros where they have none, and let them hand on accumulators."""
+    wrappers = {n: one for n, one in model.named_modules() if isinstance(one, RangeLinearQuantWrapper)}
+    for name in layout.get("biases", ()):
+        one = wrappers.get(name)
+        if isinstance(one, RangeLinearQuantParamLayerWrapper) and not one.has_bias:
+            layer = one.wrapped_module
+            channels = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+            set_bias_(one, torch.zeros(int(channels), device=model_device(layer)))  # type: ignore[arg-type]
+    for name in layout.get("plain_outputs", ()):
+        if name in wrappers:
+            wrappers[name].quantizes_output = False
 
 
 def _described(value: Any) -> dict[str, Any]:

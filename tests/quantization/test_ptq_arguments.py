@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import types
 
 import pytest
@@ -14,6 +15,7 @@ from distiller_ng.checkpoint import load_checkpoint, save_checkpoint
 from distiller_ng.data_loggers import collect_quant_stats
 from distiller_ng.errors import ArgumentError, ScheduleError, ScheduleWarning
 from distiller_ng.quantization import LinearQuantMode, PostTrainLinearQuantizer, add_post_train_quant_args
+from distiller_ng.quantization.ptq_layers import set_bias_
 from distiller_ng.quantization.ptq_layout import dummy_input_of, layout_of, stats_of
 from distiller_ng.quantization.quant_params import ClipMode
 
@@ -274,6 +276,26 @@ def test_statistics_with_histograms(tmp_path):
     fresh = net(seed=1)
     load_checkpoint(fresh, path)
     assert torch.equal(fresh.eval()(IMAGES), model.eval()(IMAGES))
+
+
+def test_what_was_changed_afterwards(tmp_path):
+    """Biases that layers got, and outputs that stay in floating point: what ``distiller.quantize`` does."""
+    model = nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3, bias=False))
+    fresh = copy.deepcopy(model)
+    stats = collect_quant_stats(model.eval(), lambda model: model(IMAGES))
+    PostTrainLinearQuantizer(model, model_activation_stats=stats).prepare_model(IMAGES)
+    with torch.no_grad():
+        set_bias_(model[0], torch.ones(4))
+    model[3].quantizes_output = False
+    path = save_checkpoint(0, None, model, dir=tmp_path)
+    for _ in range(2):
+        load_checkpoint(fresh, path, strict=True)
+        assert torch.equal(fresh.eval()(IMAGES), model(IMAGES))
+    quantized = distiller.quantize(net(), [IMAGES] * 4, bits_weights=4, held_back=4)
+    path = save_checkpoint(0, None, quantized.model, dir=tmp_path)
+    fresh = net(seed=1)
+    load_checkpoint(fresh, path, strict=True)
+    assert torch.equal(fresh.eval()(IMAGES), quantized(IMAGES))
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from distiller_ng.checkpoint.record import TRANSFORMS, RecordEntry, StructuralTr
 from distiller_ng.errors import CheckpointError, DistillerError, ScheduleWarning
 from distiller_ng.names import unwrap
 from distiller_ng.quantization.base import QUANTIZERS, Quantizer, quantization_of
+from distiller_ng.quantization.ptq_layout import changes_of, redo_changes_
 
 __all__ = ["Quantize"]
 
@@ -35,6 +36,7 @@ class Quantize(StructuralTransform):
         earlier = quantization_of(inner)
         if earlier is not None:
             if (earlier.name, earlier.arguments) == (name, config["arguments"]):
+                redo_changes_(inner, config["layout"])
                 return model
             raise CheckpointError(
                 f"the checkpoint's model was quantized by {name} with {config['arguments']}, this one by "
@@ -46,6 +48,7 @@ class Quantize(StructuralTransform):
                 quantizer = self._build(inner, name, config["arguments"])
                 quantizer.layout = dict(config["layout"])
                 quantizer.prepare_model()
+            redo_changes_(inner, config["layout"])
             quantizer.load_state_dict(metadata)
         except DistillerError as error:
             raise CheckpointError(f"the model cannot be quantized as the checkpoint's was: {error}") from error
@@ -73,5 +76,6 @@ class Quantize(StructuralTransform):
                 found.name,
             )
             return None
-        config = {"class": found.name, "arguments": dict(found.arguments), "layout": dict(found.layout)}
+        layout = {**found.layout, **changes_of(model)}
+        config = {"class": found.name, "arguments": dict(found.arguments), "layout": layout}
         return RecordEntry("quantize", config, metadata=Quantizer.switches_of(model))
