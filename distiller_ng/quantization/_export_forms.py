@@ -215,7 +215,7 @@ class ExportedFakeQuantization(ExportForm):
 
     def forward(self, *inputs: Any, **kwargs: Any) -> Any:
         """The module's outputs."""
-        return self._quantized(self.wrapped_module(*inputs, **kwargs))  # type: ignore[operator]
+        return self._quantized(cast(RangeLinearFakeQuantWrapper, self).compute(*inputs, **kwargs))
 
     def _quantized(self, result: Any) -> Any:
         if isinstance(result, tuple) and hasattr(result, "_fields"):

@@ -200,6 +200,24 @@ def test_in_place_functions_write_where_the_function_would():
     assert {"add", "hardtanh", "mul"} <= set(model._modules)
 
 
+@pytest.mark.parametrize("settings", [{"make_identity": True}, {"fake": True}, {"quantize_inputs": False}])
+def test_settings_of_wrappers_hold_for_functions(settings):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(3, 3)
+
+        def forward(self, x):
+            return self.fc(x) + x
+
+    model, x = seeded(Net), images(4, 3)
+    expected = model.fc(x) if "make_identity" in settings else model(x)
+    quantized(model, x, overrides={"add": settings})
+    assert (model(x) - expected).abs().max() < 0.05
+    with exporting(model):
+        assert (model(x) - expected).abs().max() < 0.05
+
+
 def test_overrides_and_bits_of_functions():
     x = images(4, 3, 4, 4)
     overrides = {
