@@ -22,6 +22,7 @@ from formatting import arguments_table, default_text, markdown_of, source_link, 
 from texts import EPOCHS, LR_SAMPLES, LR_TEXTS
 
 from distiller_ng.config.classes import ComponentClass
+from distiller_ng.config.frontends.recipe.tags import entries_of_class
 from distiller_ng.config.kinds import KINDS, NESTED
 from distiller_ng.config.signatures import NO_DEFAULT
 from distiller_ng.learning_rate.scheduled import ScheduledLR
@@ -58,8 +59,21 @@ def _section(names: Sequence[str], found: ComponentClass, *extra: str, leave_out
     own = found.source
     prose = markdown_of(own) if own is not None else ""
     link = source_link(own) if own is not None else ""
-    parts = [f"## {names[0]}", aliases, prose, arguments_table(found, leave_out=leave_out), *extra, link]
+    parts = [f"## {names[0]}", aliases, prose, arguments_table(found, leave_out=leave_out), *extra, _tags(own), link]
     return "\n\n".join(part for part in parts if part)
+
+
+def _tags(own: type | None) -> str:
+    """The modifiers of recipes that a class is."""
+    tags = dict.fromkeys(
+        entry.tag.tag
+        for section in KINDS
+        for _, found in by_class(section)
+        if found.source is own
+        for entry in entries_of_class(section, found.name)
+    )
+    listed = ", ".join(f"`!{tag}`" for tag in tags)
+    return f"In [recipes](recipes.md#modifiers): {listed}." if listed else ""
 
 
 def pruners() -> str:
