@@ -57,8 +57,8 @@ class TorchaoModule(nn.Module):
         return self._runner(size if size in self.batch_sizes else 0)(*args, **kwargs)
 
     def compile_now(self) -> TorchaoModule:
-        """Compile for all sizes now instead of at the first call; returns itself."""
-        for size in (0, *self.batch_sizes):
+        """Compile now, for each of ``batch_sizes`` or for all sizes, not at the first call; returns itself."""
+        for size in self.batch_sizes or (0,):
             self._runner(size)
         return self
 

@@ -73,12 +73,8 @@ def test_the_program_computes_what_the_model_computes(mode, bits):
 
 def test_every_layer_is_quantized_whatever_its_class():
     graph, layers = lowered(trained(Small()), torch.randn(2, 3, 8, 8))
-    assert {layer.name: layer.reason for layer in layers} == {
-        "conv1": "",
-        "conv2": "",
-        "fc": "its input is in floating point (made by 'amax' in the model's own forward)",
-    }
-    assert len(operators(graph, "dequantize_per_channel")) == 2
+    assert {layer.name: layer.reason for layer in layers} == {"conv1": "", "conv2": "", "fc": ""}
+    assert len(operators(graph, "dequantize_per_channel")) == 3
     assert not operators(graph, "pad")  # zeros around the input are padding of the convolution now
     for layer in operators(graph, "conv2d"):
         if "dequantize_per_channel" in str(layer.args[1].target):
