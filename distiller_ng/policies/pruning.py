@@ -175,8 +175,9 @@ class PruningPolicy(Policy):
         ctx.masks.apply_changes_()
 
     def on_finish(self, ctx: StepContext) -> None:
-        """Leave nothing on the optimizers."""
+        """Leave nothing on the optimizers, and free what was collected on the way."""
         self._steps.remove()
+        self.pruner.stop_observing()
 
     def on_epoch_end(self, ctx: StepContext) -> None:
         """Outside active epochs the forward-only backends do not mask, so they leave gradients alone too."""

@@ -28,6 +28,8 @@ __all__ = ["SecondOrderPruner", "check_count"]
 
 logger = logging.getLogger(__name__)
 
+_LEAST_STEPS = 16
+
 
 class SecondOrderPruner(GradualPruner):
     """Prunes the weights whose loss the quadratic model of the loss says is least, and moves the others to make up.
@@ -87,6 +89,8 @@ class SecondOrderPruner(GradualPruner):
     def gradients_most(self) -> int:
         """The most that any decision takes."""
 
+    #: How many bytes of training steps' gradients are kept at most (16 steps in any case); None: as many as wanted.
+    buffer_bytes: ClassVar[int | None] = None
     #: Parts in which the columns of an unblocked matrix are worked on, and where.
     num_pages: int = 1
     device: torch.device | None = None
@@ -197,7 +201,18 @@ class SecondOrderPruner(GradualPruner):
             return
         if self.buffer is None:
             self.buffer = GradientBuffer()
-        self.buffer.add(ctx, self.names, self.gradients_most())
+        self.buffer.add(ctx, self.names, self._buffer_limit(ctx))
+
+    def stop_observing(self) -> None:
+        """Training is over: free the training steps' gradients."""
+        self.buffer = None
+
+    def _buffer_limit(self, ctx: StepContext) -> int:
+        wanted = self.gradients_most()
+        if self.buffer_bytes is None:
+            return wanted
+        step = sum(ctx.parameters[name].numel() * ctx.parameters[name].element_size() for name in self.names)
+        return min(wanted, max(_LEAST_STEPS, self.buffer_bytes // max(step, 1)))
 
     def _measure(
         self, ctx: StepContext, weights: Mapping[str, Tensor], dead: Mapping[str, Tensor]

@@ -38,8 +38,9 @@ class MFACPruner(SecondOrderPruner):
     G``. ``num_grads``: how many, or by sparsity: ``{0.0: 64, 0.5: 128, 0.75: 256}`` takes the number of the smallest
     key that is not below the present sparsity (the largest key's beyond them). ``num_pages``: in how many parts, at
     least, the columns of a block are worked on. ``use_gradient_buffering``: take the gradients of the last training
-    steps instead of sampling; by default only where there is nothing to sample from. ``available_devices``: where to
-    compute; the first one counts (default: where the parameter is). The other arguments are OBSPruner's.
+    steps instead of sampling (all of them are kept); by default only where there is nothing to sample from.
+    ``available_devices``: where to compute; the first one counts (default: where the parameter is). The other arguments
+    are OBSPruner's.
 
     Memory, besides the model's: four bytes for each of ``n`` weights times ``min(fisher_block_size, num_grads)`` during
     a decision (a quarter more where ``num_grads >= fisher_block_size``).

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from distiller_ng.ops.mask_types import MaskTypeLike
 from distiller_ng.pruning._second_order import SecondOrderPruner, check_count
@@ -21,8 +21,8 @@ class OBSPruner(SecondOrderPruner):
     """Optimal BERT Surgeon: prunes the weights whose removal costs least loss, and moves the others to make up for it.
 
     A decision samples ``num_grads`` gradients, each of one minibatch (from ``scheduler.grad_sampler``, else from the
-    loader of ``scheduler.minibatches(loader)``, else those of the last training steps), and builds from them, for each
-    ``fisher_block_size`` neighbouring weights, ``F = damp I + (1 / m) sum g g^T``. Then, with ``F^-1``::
+    loader of ``scheduler.minibatches(loader)``, else the last training steps' own, up to 1 GB of them), and builds from
+    them, for each ``fisher_block_size`` neighbouring weights, ``F = damp I + (1 / m) sum g g^T``. Then, with ``F^-1``::
 
         score  w_i^2 / (2 [F^-1]_ii)       the lowest are pruned, over all targets (scope: global) or in each
         w -= F^-1 u                        u_i = w_i / [F^-1]_ii for each weight i that is pruned now, else 0
@@ -59,6 +59,8 @@ class OBSPruner(SecondOrderPruner):
 
     Raises :class:`ArgumentError` for malformed arguments, :class:`CalibrationError` where there is nothing to sample.
     """
+
+    buffer_bytes: ClassVar[int | None] = 1 << 30
 
     def __init__(
         self,

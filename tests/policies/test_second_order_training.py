@@ -156,11 +156,11 @@ def test_with_accumulation_and_gradient_scaling_and_bfloat16():
             scheduler.backward(loss, scaler=scaler)
             scaler.step(optimizer)
             scaler.update()
+        kept = scheduler.schedule[0][0].pruner.buffer
+        largest = max(float(g.abs().max()) for step in kept.last(4) for g in step.values())
     assert sparsity(model) == pytest.approx(0.75, abs=0.01)
-    largest = max(
-        float(g.abs().max()) for step in scheduler.schedule[0][0].pruner.buffer.last(4) for g in step.values()
-    )
-    assert largest < 10  # not scaled
+    assert kept.count == 4 and largest < 10  # not scaled
+    assert scheduler.schedule[0][0].pruner.buffer is None  # freed at the end
 
 
 def test_adam_and_weights_that_are_masked_by_another_pruner_too():
