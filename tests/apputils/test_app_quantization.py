@@ -33,6 +33,15 @@ def quiet_after():
     package.setLevel(level)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def level_before():
+    """The level is what it was, also where these fixtures for all tests ran an application first."""
+    package = logging.getLogger("distiller_ng")
+    level = package.level
+    yield
+    package.setLevel(level)
+
+
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     """A checkpoint of a network trained for two epochs."""
