@@ -11,7 +11,7 @@ from distiller_ng.export._constants import Constants
 from distiller_ng.export._dequantize import DEQUANTIZE, FAKE_QUANTIZE
 from distiller_ng.ops.linear_quantization import QuantizationParameters
 
-__all__ = ["MOVING", "Grids", "bits_of", "same_grid"]
+__all__ = ["MOVING", "PADDING", "Grids", "bits_of", "same_grid"]
 
 _aten = torch.ops.aten
 
@@ -29,7 +29,9 @@ MOVING = {
     *(_aten.pixel_shuffle.default, _aten.upsample_nearest1d.vec, _aten.upsample_nearest2d.vec, _aten.flip.default),
 }
 #: Those that add zeros.
-_WITH_ZEROS = {_aten.relu.default, _aten.constant_pad_nd.default}
+_WITH_ZEROS = {_aten.relu.default}
+#: Those that surround a tensor with a value.
+PADDING = {_aten.constant_pad_nd.default, _aten.pad.default}
 _JOINING = {_aten.cat.default, _aten.stack.default}
 
 
@@ -64,7 +66,7 @@ class Grids:
             return self.written(node)
         if node.target in MOVING or getattr(node.target, "__name__", "") == "getitem":
             return self._per_tensor(node.args[0])
-        if node.target in _WITH_ZEROS and (len(node.args) < 3 or node.args[2] == 0):
+        if node.target in _WITH_ZEROS or (node.target in PADDING and _pads_zeros(node)):
             grid = self._per_tensor(node.args[0])
             return grid if grid is not None and grid.qmin <= int(grid.zero_point) <= grid.qmax else None
         if node.target in _JOINING:
@@ -77,6 +79,11 @@ class Grids:
     def _per_tensor(self, node: Any) -> QuantizationParameters | None:
         grid = self.of(node)
         return grid if grid is not None and grid.axis is None else None
+
+
+def _pads_zeros(node: fx.Node) -> bool:
+    rest = [value for value in (*node.args[2:], *node.kwargs.values()) if value != "constant"]
+    return all(value is None or value == 0 for value in rest)
 
 
 def same_grid(one: QuantizationParameters, other: QuantizationParameters) -> bool:

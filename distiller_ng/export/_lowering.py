@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from distiller_ng.export._dequantize import DEQUANTIZE, FAKE_QUANTIZE
-from distiller_ng.export._grids import MOVING, bits_of
+from distiller_ng.export._grids import MOVING, PADDING, bits_of
 from distiller_ng.export._tracing import fixed_size
 from distiller_ng.export._weights import CONVOLUTIONS, LINEAR, TRANSPOSED, integer_weight
 from distiller_ng.export.quantized_graph import QuantizedGraph
@@ -162,7 +162,7 @@ def repeat_grids_(graph: QuantizedGraph) -> None:
             grid = graph.grids.of(source)
             if source.target in (FAKE_QUANTIZE, DEQUANTIZE) or grid is None or grid.axis is not None:
                 continue
-            if source.target is _aten.constant_pad_nd.default:  # runtimes take it into the convolution
+            if source.target in PADDING:  # runtimes take it into the convolution
                 continue
             if getattr(node.target, "__name__", "") == "getitem" or not isinstance(source.meta.get("val"), Tensor):
                 continue

@@ -311,3 +311,20 @@ def test_attention_runs_as_integers():
     report = post_trained(Attention().eval(), ids).convert("onnx", None, ids)
     assert report.details["kernels"]["QLinearMatMul"] == 2 and report.details["kernels"]["QGemm"] == 4
     assert not report.floating and report.agreement.sqnr_db > 25
+
+
+@pytest.mark.slow
+def test_padding_with_zeros_stays_on_the_grid():
+    class Padded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.pad, self.conv = nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(3, 4, 3, stride=2)
+            self.relu, self.last = nn.ReLU(), nn.Conv2d(4, 4, 3, groups=4)
+
+        def forward(self, x):
+            return self.last(nn.functional.pad(self.relu(self.conv(self.pad(x))), (1, 1, 1, 1)))
+
+    x = torch.randn(4, 3, 8, 8)
+    report = post_trained(Padded().eval(), x).convert("onnx", None, x)
+    assert list(report.quantized) == ["conv", "last"] and report.details["kernels"]["QLinearConv"] == 2
+    assert report.agreement.sqnr_db > 40
