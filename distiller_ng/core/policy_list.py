@@ -201,7 +201,7 @@ class PolicyList:
         life, last = self._lifecycle, self._position
         if life.phase == "idle" or not life.minibatches_per_epoch:
             return TrainPosition(max(life.epoch, 0) + 1, 0, last.minibatches_per_epoch, self.steps_per_epoch)
-        done = last.minibatch_id + int(life.phase == "epoch")
+        done = max(life.minibatch_id + int(life.phase == "epoch"), 0) // self.accumulation_steps
         return TrainPosition(life.epoch, done, last.minibatches_per_epoch, self.steps_per_epoch)
 
     # -- internals --------------------------------------------------------------------------------------------------

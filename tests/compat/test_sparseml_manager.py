@@ -287,6 +287,44 @@ def test_data_parallel_models_and_skipped_steps():
     manager.finalize(wrapped)
 
 
+DISTILLATION = "modifiers:\n  - !DistillationModifier {hardness: 0.25, temperature: 1.0}\n"
+
+
+@pytest.mark.parametrize("teacher", ["self", "module"])
+def test_distillation(teacher):
+    torch.manual_seed(1)
+    given = Net() if teacher == "module" else "self"
+    manager, model, optimizer = setup(DISTILLATION, distillation_teacher=given)
+    x, y = torch.randn(4, 20), torch.tensor([0, 1, 2, 0])
+    loss = nn.functional.cross_entropy(model(x), y)
+    updated = manager.loss_update(loss, model, optimizer, 0, 2)
+    reference = given if teacher == "module" else copy.deepcopy(model)
+    divergence = nn.functional.kl_div(
+        model(x).log_softmax(-1), reference(x).log_softmax(-1), log_target=True, reduction="batchmean"
+    )
+    assert float(updated.detach()) == pytest.approx(float(0.75 * loss.detach() + 0.25 * divergence.detach()), rel=1e-4)
+    manager.finalize(model)
+
+
+def test_distillation_that_is_disabled_forgotten_or_has_no_teacher():
+    with pytest.warns(ScheduleWarning, match="does not distil"):
+        setup(DISTILLATION + "  - !EpochRangeModifier {start_epoch: 0, end_epoch: 1}\n", distillation_teacher="disable")
+    with pytest.raises(ScheduleError, match="teacher"):
+        setup(DISTILLATION)
+    _, model, optimizer = setup(DISTILLATION, distillation_teacher=Net())
+    with pytest.warns(ScheduleWarning, match="loss = manager.loss_update"):
+        step(model, optimizer)
+    step(model, optimizer)
+
+
+def test_a_run_that_stops_inside_an_epoch_does_not_reach_its_end():
+    manager, model, optimizer = setup(steps=10)
+    for _ in range(35):
+        step(model, optimizer)
+    manager.finalize(model)
+    assert sparsity(model) == pytest.approx(0.8375, abs=0.001)
+
+
 def test_an_optimizer_with_a_closure():
     text = "modifiers:\n  - !SetLearningRateModifier {start_epoch: 1, learning_rate: 0.125}\n"
     torch.manual_seed(0)

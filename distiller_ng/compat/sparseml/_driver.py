@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from distiller_ng.core.scheduler import CompressionScheduler
-from distiller_ng.errors import ArgumentError
+from distiller_ng.errors import ArgumentError, ScheduleWarning
 
 __all__ = ["StepDriver"]
 
@@ -48,6 +49,8 @@ class StepDriver:
             raise ArgumentError(message, argument=("steps_per_epoch",))
         self.scheduler, self.optimizer, self.steps_per_epoch = scheduler, optimizer, float(steps_per_epoch)
         self.done = done
+        #: Whether the loop passes its losses through the manager.
+        self.sees_losses = False
         self._epoch_open = self._minibatch_open = False
         scheduler.steps_per_epoch = None if self.steps_per_epoch.is_integer() else self.steps_per_epoch
         self._hooks: list[RemovableHandle] = [
@@ -84,14 +87,13 @@ class StepDriver:
         self._epoch_open, self._minibatch_open = phase != "idle", phase == "minibatch"
 
     def close(self) -> None:
-        """End what is open, and take all hooks away."""
+        """Take all hooks away; an epoch that is not complete stays open."""
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
         if self._minibatch_open:
-            self._end_minibatch()
-        if self._epoch_open:
-            self._end_epoch()
+            self._minibatch_open = False
+            self.scheduler.on_minibatch_end(*self.where(), self.optimizer)
 
     # -- internals --------------------------------------------------------------------------------------------------
 
@@ -105,7 +107,17 @@ class StepDriver:
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         where = self.open()
+        if not self.sees_losses and self._adds_to_losses():
+            self.sees_losses = True  # said once
+            message = (
+                "the recipe adds to the loss, which it never sees: loss = manager.loss_update(loss) before backward"
+            )
+            warnings.warn(message, ScheduleWarning, stacklevel=4)
         self.scheduler.before_parameter_optimization(*where, self.optimizer)
+
+    def _adds_to_losses(self) -> bool:
+        entries = self.scheduler.entries
+        return any(entry.started and entry.policy.listens_to("before_backward_pass") for entry in entries)
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if self._minibatch_open:
@@ -117,8 +129,5 @@ class StepDriver:
         self.scheduler.on_minibatch_end(epoch, position, length, self.optimizer)
         self.done += 1
         if position + 1 == length:
-            self._end_epoch(epoch)
-
-    def _end_epoch(self, epoch: int | None = None) -> None:
-        self._epoch_open = False
-        self.scheduler.on_epoch_end(self.epoch if epoch is None else epoch, self.optimizer)
+            self._epoch_open = False
+            self.scheduler.on_epoch_end(epoch, self.optimizer)

@@ -194,6 +194,7 @@ class ScheduledModifierManager(ModifierLists):
         """
         if self._driver is None:
             raise LifecycleError("loss_update() before modify()")
+        self._driver.sees_losses = True
         where = self._driver.open()
         updated = self.scheduler.before_backward_pass(*where, loss, self._driver.optimizer)
         assert isinstance(updated, Tensor)  # components were not asked for
