@@ -36,7 +36,7 @@ _FLOAT_CALLS = frozenset(
         *("sigmoid", "tanh", "sub", "div", "sum", "maximum", "minimum", "scaled_dot_product_attention"),
     }
 )
-_SUMS = frozenset({"add", "mul"})
+_SUMS = frozenset({"add", "mul", "mean"})
 
 
 @dataclass(frozen=True)

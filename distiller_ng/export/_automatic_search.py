@@ -36,6 +36,7 @@ from distiller_ng.quantization.bias_correction import correct_biases_
 from distiller_ng.quantization.calibration_batches import CalibrationBatches
 from distiller_ng.quantization.equalization import equalize_
 from distiller_ng.quantization.post_train import PostTrainLinearQuantizer
+from distiller_ng.quantization.range_linear_eltwise import RangeLinearQuantMatmulWrapper
 from distiller_ng.quantization.range_linear_output import OutputGrid
 from distiller_ng.quantization.range_linear_wrappers import RangeLinearQuantWrapper
 from distiller_ng.quantization.sensitivity import noise_contributions
@@ -147,12 +148,15 @@ class _Search:
         return trial
 
     def _hand_on_accumulators(self, model: nn.Module) -> None:
-        """Linear layers need no grid for what they make: who reads it quantizes it. Nor does what the model returns."""
+        """No grid for what linear layers and products make (its reader quantizes it), or for what the model returns."""
         if self.settings.bits_activations is None:
             return
         for full, module in model.named_modules():
             if isinstance(module, RangeLinearQuantWrapper) and not self.settings.is_users(canonical_name(full)):
-                is_linear = isinstance(module.wrapped_module, nn.Linear) and not self.settings.quantize_output
+                products = isinstance(module.wrapped_module, nn.Linear) or isinstance(
+                    module, RangeLinearQuantMatmulWrapper
+                )
+                is_linear = products and not self.settings.quantize_output
                 if is_linear or canonical_name(full) in self.plain_outputs:
                     module.quantizes_output = False
 
