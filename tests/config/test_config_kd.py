@@ -15,6 +15,7 @@ from torch.nn import functional
 import distiller_ng as distiller
 from distiller_ng.knowledge_distillation import KnowledgeDistiller, MutualDistiller
 from distiller_ng.knowledge_distillation.distiller import DISTILLERS
+from distiller_ng.knowledge_distillation.per_layer import PerLayerDistiller
 
 X, Y = torch.randn(8, 2, 6, 6, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 1, 2, 3] * 2)
 
@@ -133,6 +134,11 @@ def test_every_way_to_name_a_teacher(tmp_path, models, teacher):
     assert len(first_losses(scheduler, models[0])) == 3
 
 
+def test_the_only_teacher_need_not_be_named(tmp_path, models):
+    scheduler = load(tmp_path, models, "    class: KnowledgeDistiller\n    temperature: 2.0\n")
+    assert scheduler.schedule[0][0].teacher is models[1]
+
+
 def test_weights_over_the_epochs_as_written(tmp_path, models):
     body = "    class: KnowledgeDistiller\n    teacher: wide\n    loss_weights:\n      distill: {0: 1.0, 2.5: 0.5}\n      student: 0.5\n"
     scheduler = load(tmp_path, models, body)
@@ -159,7 +165,6 @@ def test_dict_config_and_a_component_alone(tmp_path, models):
 BAD = [
     ("teacher: wde", 4, "kd.teacher", "no teacher is called 'wde'. Did you mean 'wide'"),
     ("teacher: [wide, nobody]", 4, "kd.teacher[1]", "no teacher is called 'nobody'"),
-    ("temperature: 2.0", 2, "kd.teacher", "teacher is missing"),
     ("teacher: wide\n    temprature: 2.0", 5, "kd.temprature", "Did you mean 'temperature'"),
     ("teacher: wide\n    temperature: '2'", 5, "kd.temperature", "write it without quotes"),
     ("teacher: wide\n    temperature: 0", 5, "kd.temperature", "above 0"),
@@ -247,4 +252,5 @@ def test_the_registered_distillers():
     assert {entry.name: entry.cls for entry in DISTILLERS} == {
         "KnowledgeDistiller": KnowledgeDistiller,
         "MutualDistiller": MutualDistiller,
+        "PerLayerDistiller": PerLayerDistiller,
     }
