@@ -65,7 +65,7 @@ class InverseFisher(ABC):
     def _filled(self, vector: Tensor) -> Tensor:
         """``[blocks, block]``, with zeros at its end."""
         missing = self.blocks * self.block - self.size
-        flat = vector.reshape(-1).to(self.dtype)
+        flat = vector.reshape(-1).to(device=self.device, dtype=self.dtype)
         return (torch.nn.functional.pad(flat, (0, missing)) if missing else flat).view(self.blocks, self.block)
 
     def _put(self, gradient: Tensor, place: Tensor, part: slice = slice(None)) -> None:

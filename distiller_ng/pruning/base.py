@@ -190,7 +190,12 @@ class Pruner(ABC):
         """
 
     def update_weights_(self, ctx: StepContext) -> None:
-        """Change weights after the masks were decided (reconstruction); most pruners do nothing here."""
+        """Change weights once the masks of a decision are all in the registry; most pruners do nothing here.
+
+        This is the one place where a pruner may write weights. One that moves surviving weights (OBS, SparseGPT,
+        reconstruction) remembers the new ones in :meth:`compute_masks`, which leaves the model as it is, and writes
+        them here; the policy applies the masks afterwards as always.
+        """
 
     def planned_sparsity(self, name: str, window: PolicyWindow) -> float | None:
         """The sparsity the parameter should have after ``window``; None where it depends on the weights."""

@@ -174,6 +174,7 @@ def test_adam_and_weights_that_are_masked_by_another_pruner_too():
     assert sparsity(model) >= 0.74
 
 
+@pytest.mark.slow
 def test_gradients_of_replicas_are_averaged_and_weights_stay_equal(tmp_path):
     path = tmp_path / "out"
     mp.spawn(_replica, args=(str(tmp_path / "store"), str(path)), nprocs=2)
