@@ -22,6 +22,8 @@ class Command(ABC):
 
     #: One line for ``distiller-ng --help``.
     help: ClassVar[str] = ""
+    #: Command lines to show below the command's own ``--help``.
+    example: ClassVar[str] = ""
 
     @abstractmethod
     def configure(self, parser: argparse.ArgumentParser) -> None:

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 from distiller_ng.cli.base import COMMANDS
 from distiller_ng.errors import DistillerError, ScheduleWarning
 
-__all__ = ["main"]
+__all__ = ["main", "make_parser"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -19,14 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     0: done, 1: the input is wrong (every problem is printed to standard error), 2: the command line is.
     """
-    parser = argparse.ArgumentParser(prog="distiller-ng", description="Compress PyTorch models while they train.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for entry in COMMANDS:
-        command = entry.cls()
-        own = commands.add_parser(entry.name, help=command.help, description=command.help)
-        command.configure(own)
-        own.set_defaults(run=command.run)
-    options = parser.parse_args(arguments)
+    options = make_parser().parse_args(arguments)
     with warnings.catch_warnings():
         warnings.showwarning = _show
         warnings.simplefilter("always", ScheduleWarning)
@@ -34,7 +27,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return int(options.run(options))
         except DistillerError as error:
             sys.stderr.write(f"{error}\n")
-            return 1
+        except OSError as error:  # a file that is not there, or that cannot be written
+            sys.stderr.write(f"{error}\n")
+        return 1
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of every command; ``parse_args(words).run`` does what the words say."""
+    parser = argparse.ArgumentParser(prog="distiller-ng", description="Compress PyTorch models while they train.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for entry in COMMANDS:
+        command = entry.cls()
+        own = commands.add_parser(
+            entry.name,
+            help=command.help,
+            description=command.help,
+            epilog=f"example:\n  {command.example}" if command.example else None,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.configure(own)
+        own.set_defaults(run=command.run)
+    return parser
 
 
 def _show(

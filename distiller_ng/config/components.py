@@ -15,7 +15,7 @@ from distiller_ng.config.arguments import WrittenArguments, check_arguments
 from distiller_ng.config.classes import ComponentClass
 from distiller_ng.config.kinds import KINDS, Kind
 from distiller_ng.config.marks import Path
-from distiller_ng.config.probing import Prober
+from distiller_ng.config.probing import Complaint, Prober
 from distiller_ng.config.problems import Report
 from distiller_ng.config.spec import ComponentSpec
 from distiller_ng.errors import ArgumentError, ScheduleWarning, TargetError
@@ -56,7 +56,7 @@ class Builder:
 
     ``extra`` are arguments given from Python, over those of the file; ``teachers`` are what distillers name.
     ``warn_unmatched``: targets that match nothing
-    are left out with a warning instead of being problems.
+    are left out with a warning instead of being problems. ``unknown``: what is a stand-in, see ``Options``.
     """
 
     model: nn.Module
@@ -68,6 +68,7 @@ class Builder:
     allow_user_classes: bool = False
     teachers: Mapping[str, nn.Module] = field(default_factory=dict)
     example_inputs: ExampleInputsLike | None = None
+    unknown: frozenset[str] = frozenset()
 
     def build(self, spec: ComponentSpec, *, used: bool = True) -> Any:
         """The component, or None after its problems were reported.
@@ -82,6 +83,8 @@ class Builder:
         given = {name: value for name, value in spec.args.items() if name not in self.extra}
         given |= {name: value for name, value in self.extra.items() if name in found.arguments}
         written = check_arguments(found, given, spec.path, self.report)
+        if "teachers" in self.unknown and "teachers" in found.injected:
+            return None
         injected = self._injected(found, spec)
         component = None
         if injected is not None:
@@ -97,7 +100,8 @@ class Builder:
     def _match_text(self, kind: Kind, spec: ComponentSpec) -> None:
         """Report the unmatched targets of a definition that cannot be built."""
         for error in kind.unmatched(kind.written_targets(spec.args), self.parameters):
-            if not self.warn_unmatched:
+            is_open = "model" in self.unknown and isinstance(error, TargetError)
+            if not self.warn_unmatched and not is_open:
                 self.report.error((*spec.path, *error.argument), str(error))
 
     def find(self, spec: ComponentSpec, kind: Kind) -> ComponentClass | None:
@@ -135,6 +139,8 @@ class Builder:
         """Call the constructor and report all it complains about; the component if it can do without bad entries."""
         prober = Prober(lambda values: draft.found.build(**{**values, **draft.injected}), draft.found.arguments)
         for complaint in prober.run(draft.written):
+            if self._is_open(draft, complaint):
+                continue
             if complaint.is_foreign:
                 self.report.error(draft.spec.path, f"{draft.found.name}: {complaint.message}", at_key=True)
             else:
@@ -144,12 +150,23 @@ class Builder:
             draft.written.adopt(prober.survivor)
         return prober.component
 
+    def _is_open(self, draft: _Draft, complaint: Complaint) -> bool:
+        """Whether a complaint may be about the stand-in for the model."""
+        if "model" not in self.unknown:
+            return False
+        return complaint.is_target or (complaint.is_foreign and "model" in draft.found.injected)
+
     def _match(self, draft: _Draft, component: Any) -> Any:
         """Look every target up on the model; the component, or where that is allowed one without the unmatched."""
         component = self._fit(draft, component)
         if component is None:
             return None
         errors = draft.kind.unmatched(draft.kind.targets(component), self.parameters)
+        if "model" in self.unknown:
+            for error in errors:
+                if not isinstance(error, TargetError):  # a pattern that cannot be read
+                    self._note(draft, error, soft=False)
+            return component
         soft = self.warn_unmatched or not draft.used
         for error in errors:
             self._note(draft, error, soft=soft and isinstance(error, TargetError))
@@ -163,10 +180,14 @@ class Builder:
 
     def _fit(self, draft: _Draft, component: Any) -> Any:
         """Let the component look at the parameters it found; those it cannot work with are reported and left out."""
+        if "model" in self.unknown and draft.kind.reads_layers:
+            return component
         while component is not None:
             try:
                 draft.kind.fit(component, self.parameters)
             except ArgumentError as error:
+                if "model" in self.unknown:
+                    return component
                 self._note(draft, error, soft=not draft.used and isinstance(error, TargetError))
                 component = self._construct(draft) if draft.written.drop(error.argument) else None
             else:

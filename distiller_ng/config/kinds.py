@@ -71,6 +71,7 @@ class Kind:
     looked at when a component cannot be built; ``arg_targets``: what a policy's own arguments name.
     ``fit``: refuses a parameter the component names but cannot work with; ``check_optimizer``: an optimizer, which it
     does not change.
+    ``reads_layers``: its components and policies are checked against the layers of a model, not without one.
     ``adds_last``: its policies come after all others. ``writes_masks`` / ``writes_lr``: two of its policies should not
     act on the same parameter, or at all, in one epoch. ``most``: how many instances one schedule may define.
     """
@@ -88,6 +89,7 @@ class Kind:
     arg_targets: Callable[[Mapping[str, Any]], Sequence[Target]] = _no_targets
     fit: Callable[[Any, ParameterIndex], None] = _fit_nothing
     check_optimizer: Callable[[Any, Optimizer], None] = _any_optimizer
+    reads_layers: bool = False
     adds_last: bool = False
     writes_masks: bool = False
     writes_lr: bool = False
@@ -235,6 +237,7 @@ _ALL = (
         policy_source=QuantizationPolicy,
         make_policy=_quantization_policy,
         fit=_fit_quantizer,
+        reads_layers=True,
         most=1,
     ),
     Kind(

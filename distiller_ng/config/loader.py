@@ -38,7 +38,11 @@ Components: TypeAlias = dict[tuple[str, str], Any]
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """The optional arguments of ``file_config``, documented there."""
+    """The optional arguments of ``file_config``, documented there.
+
+    ``unknown``, for checks alone: ``"model"``, the model is a stand-in and what depends on it is not looked at (names,
+    shapes); ``"teachers"``, definitions that need teachers are read but not built.
+    """
 
     scheduler: CompressionScheduler | None = None
     resumed_epoch: int | None = None
@@ -47,6 +51,7 @@ class Options:
     allow_user_classes: bool = False
     teachers: Mapping[str, nn.Module] = field(default_factory=dict)
     compat: Compat | None = None
+    unknown: frozenset[str] = frozenset()
 
 
 class ScheduleLoader:
@@ -55,7 +60,7 @@ class ScheduleLoader:
     def __init__(self, model: nn.Module, optimizer: Optimizer | None, spec: ScheduleSpec, options: Options) -> None:
         _check_options(model, optimizer, options)
         self._model, self._optimizer, self._options = model, optimizer, options
-        self._spec = without_missing_teachers(spec, bool(options.teachers))
+        self._spec = without_missing_teachers(spec, bool(options.teachers) or "teachers" in options.unknown)
         existing = options.scheduler
         self._parameters = ParameterIndex(model) if existing is None else existing.parameters
         self._report = Report(spec.source, spec.marks, list(spec.problems), list(spec.warnings))
@@ -68,10 +73,19 @@ class ScheduleLoader:
 
     def check(self) -> Sequence[PlannedPolicy]:
         """The policies, ready to be added; nothing on the model changes. Raises :class:`ScheduleError`."""
+        planned = self._review()
+        self._report.finish()
+        return planned
+
+    def review(self) -> Report:
+        """Every problem and warning; nothing is raised, and nothing on the model changes."""
+        self._review()
+        return self._report
+
+    def _review(self) -> Sequence[PlannedPolicy]:
         planned = self._plan(self._build_components())
         if not self._report.problems:
             warn_about_overlaps(planned, self._report)
-        self._report.finish()
         return planned
 
     def _build_components(self) -> Components:
@@ -85,6 +99,7 @@ class ScheduleLoader:
             allow_user_classes=self._options.allow_user_classes,
             teachers=self._options.teachers,
             example_inputs=self._example_inputs(),
+            unknown=self._options.unknown,
         )
         # A misspelt policy leaves a definition without use: its mistakes are mistakes all the same.
         is_certain = not self._spec.problems and all(find_instance(self._spec, p) for p in self._spec.policies)
@@ -108,7 +123,10 @@ class ScheduleLoader:
 
     def _plan(self, components: Components) -> list[PlannedPolicy]:
         """The policies in the order in which they are added."""
-        builder = PolicyBuilder(self._spec, self._parameters, self._report, self._options.on_unmatched == "warn")
+        options = self._options
+        builder = PolicyBuilder(
+            self._spec, self._parameters, self._report, options.on_unmatched == "warn", "model" in options.unknown
+        )
         built = [builder.build(policy, components) for policy in self._spec.policies]
         planned = [policy for policy in built if policy is not None]
         for policy in planned:

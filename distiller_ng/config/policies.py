@@ -62,12 +62,16 @@ def find_instance(spec: ScheduleSpec, policy: PolicySpec, report: Report | None 
 
 @dataclass(slots=True)
 class PolicyBuilder:
-    """Builds the policies of one schedule and reports what is wrong with each."""
+    """Builds the policies of one schedule and reports what is wrong with each.
+
+    ``names_unknown``: there is only a stand-in for the model, so names that match nothing say nothing.
+    """
 
     schedule: ScheduleSpec
     parameters: ParameterIndex
     report: Report
     warn_unmatched: bool = False
+    names_unknown: bool = False
 
     def build(self, spec: PolicySpec, components: Mapping[tuple[str, str], Any]) -> PlannedPolicy | None:
         """The policy, or None after its problems were reported (or those of its component were)."""
@@ -82,10 +86,13 @@ class PolicyBuilder:
             return self._check(PlannedPolicy(spec, kind, component, window, policy), definition)
 
     def _check(self, planned: PlannedPolicy, definition: ComponentSpec) -> PlannedPolicy | None:
+        if self.names_unknown and planned.kind.reads_layers:
+            return planned
         try:
             planned.policy.check(planned.window, self.parameters)
         except ArgumentError as error:
-            self.report.error(self._place(planned, definition, error.argument), str(error))
+            if not (self.names_unknown and isinstance(error, TargetError)):
+                self.report.error(self._place(planned, definition, error.argument), str(error))
             return None
         except CONSTRUCTOR_ERRORS as error:
             self.report.error(planned.spec.path, f"{type(error).__name__}: {error}")
@@ -114,6 +121,8 @@ class PolicyBuilder:
         before = len(self.report.problems)
         written = check_arguments(takes, spec.args, spec.args_path, self.report)
         for error in reversed(kind.unmatched(kind.arg_targets(written.values), self.parameters)):
+            if self.names_unknown and isinstance(error, TargetError):
+                continue
             soft = self.warn_unmatched and isinstance(error, TargetError) and written.drop(error.argument)
             (self.report.warn if soft else self.report.error)((*spec.args_path, *error.argument), str(error))
 
@@ -122,6 +131,8 @@ class PolicyBuilder:
 
         prober = Prober(build, kind.policy_args)
         for complaint in prober.run(written):
+            if self.names_unknown and complaint.is_target:
+                continue
             place = (*spec.args_path, *complaint.argument) if complaint.argument else spec.path
             self.report.error(place, complaint.message)
         policy: Policy | None = prober.component

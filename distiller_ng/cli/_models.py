@@ -1,0 +1,236 @@
+"""The model a command works on: from the command line to a module and an example of its input (layer 5)."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distiller_ng.apputils import (
+    classification_dataset_str_from_arch,
+    classification_get_input_shape,
+    load_lean_checkpoint,
+)
+from distiller_ng.errors import ArgumentError, did_you_mean
+from distiller_ng.models import create_model, load_weights_
+from distiller_ng.models.weights import read_state_dict
+
+__all__ = ["GivenModel", "add_model_arguments", "given_model", "required_model"]
+
+_SEED = 0
+#: What importing, building and running code of the user's may raise; none of it deserves a traceback through ours.
+_USER_CODE = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NameError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class GivenModel:
+    """A model in evaluation mode, what it is called, the shape of its input (with the batch) and its data set."""
+
+    model: nn.Module
+    name: str
+    input_shape: tuple[int, ...] | None
+    dataset: str | None
+
+    def example(self) -> Tensor:
+        """Random input, the same in every run.
+
+        Raises :class:`ArgumentError` when no shape is known, and when the model does not run on it.
+        """
+        if self.input_shape is None:
+            raise ArgumentError(f"{self.name}: give the shape of its input, e.g. --input-shape 1,3,32,32")
+        example = torch.randn(self.input_shape, generator=torch.Generator().manual_seed(_SEED))
+        try:
+            with torch.no_grad():
+                self.model(example)
+        except _USER_CODE as error:
+            shape = ",".join(map(str, self.input_shape))
+            raise ArgumentError(f"{self.name} does not run on input of shape {shape}: {_one_line(error)}") from error
+        return example
+
+    def example_or_none(self) -> tuple[Tensor, ...] | None:
+        """What the model is called with, where a shape is known."""
+        return None if self.input_shape is None else (self.example(),)
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``--model``, ``--arch``, ``--dataset``, ``--checkpoint`` and ``--input-shape``."""
+    group = parser.add_argument_group("Model")
+    which = group.add_mutually_exclusive_group()
+    which.add_argument(
+        "--model", metavar="PKG.MOD:FACTORY", help="your own: package.module:factory, or file.py:factory"
+    )
+    which.add_argument("-a", "--arch", metavar="NAME", help="an architecture of the zoo, e.g. resnet20_cifar")
+    group.add_argument("--dataset", metavar="NAME", help="data set of --arch (default: by its name)")
+    group.add_argument("--checkpoint", metavar="FILE", help="trained weights: a checkpoint or a state dict")
+    group.add_argument(
+        "--input-shape", type=_shape, metavar="N,C,H,W", help="shape of the input with the batch, e.g. 1,3,32,32"
+    )
+
+
+def required_model(options: argparse.Namespace) -> GivenModel:
+    """The model; raises :class:`ArgumentError` when none is given, or what :func:`given_model` raises."""
+    found = given_model(options)
+    if found is None:
+        raise ArgumentError("give a model: --model package.module:factory, or --arch NAME --dataset NAME")
+    return found
+
+
+def given_model(options: argparse.Namespace) -> GivenModel | None:
+    """The model the arguments name, with the weights of its checkpoint; None if they name none.
+
+    Raises :class:`ArgumentError` for a module, file, function or architecture that is not there, a factory that fails
+    or returns no module, and :class:`CheckpointError` for weights that do not fit.
+    """
+    if options.model is None and options.arch is None:
+        given = [f"--{name}" for name in ("checkpoint", "dataset") if getattr(options, name) is not None]
+        if given:
+            raise ArgumentError(f"{given[0]} needs a model: --model package.module:factory, or --arch NAME")
+        return None
+    if options.arch is not None:
+        dataset = options.dataset or classification_dataset_str_from_arch(options.arch)
+        model, name = create_model(False, dataset, options.arch), f"{options.arch} for {dataset}"
+    else:
+        dataset, name = options.dataset, options.model
+        model = _own_model(options.model)
+    shape = options.input_shape or getattr(model, "input_shape", None)
+    if shape is None and dataset is not None:
+        shape = classification_get_input_shape(dataset)
+    if options.checkpoint is not None:
+        model = _with_weights(model, Path(options.checkpoint).expanduser())
+    return GivenModel(model.eval(), name, _checked_shape(shape, name), dataset)
+
+
+def _with_weights(model: nn.Module, path: Path) -> nn.Module:
+    """A plain state dict must fit as a whole; a checkpoint also brings thinning and quantization along."""
+    if not path.is_file():
+        raise ArgumentError(f"--checkpoint: there is no file {str(path)!r}")
+    if path.name.endswith(".tar"):
+        return load_lean_checkpoint(model, path)
+    read_state_dict(path)
+    load_weights_(model, path)
+    return model
+
+
+def _checked_shape(shape: Any, name: str) -> tuple[int, ...] | None:
+    if shape is None:
+        return None
+    if not isinstance(shape, tuple | list | torch.Size) or not all(
+        isinstance(size, int) and size > 0 for size in shape
+    ):
+        raise ArgumentError(f"{name}: its input_shape is {shape!r}; give --input-shape 1,3,32,32")
+    return tuple(shape)
+
+
+# -- the user's own ----------------------------------------------------------------------------------------------------
+
+
+def _own_model(text: str) -> nn.Module:
+    place, colon, factory = text.rpartition(":")
+    if not colon or not place or not factory:
+        raise ArgumentError(f"--model {text}: write package.module:factory or file.py:factory, e.g. mynet.py:MyNet")
+    module = _from_file(Path(place).expanduser()) if place.endswith(".py") else _imported(place)
+    built = _found(module, factory, text)
+    if not isinstance(built, nn.Module):
+        if not callable(built):
+            what = f"is a {type(built).__name__}, not a class or function that builds a model"
+            raise ArgumentError(f"--model {text}: {factory} {what}")
+        built = _called(built, text)
+    if not isinstance(built, nn.Module):
+        raise ArgumentError(f"--model {text}: {factory}() returned a {type(built).__name__}, not a torch.nn.Module")
+    return built
+
+
+def _found(module: Any, name: str, text: str) -> Any:
+    found = module
+    for part in name.split("."):
+        if not hasattr(found, part):
+            names = [known for known in vars(module) if not known.startswith("_")]
+            raise ArgumentError(f"--model {text}: there is no {name!r} in it. {did_you_mean(name, names)}")
+        found = getattr(found, part)
+    return found
+
+
+def _called(factory: Callable[[], Any], text: str) -> Any:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_SEED)
+        try:
+            return factory()
+        except _USER_CODE as error:
+            raise ArgumentError(f"--model {text}: building it failed: {_one_line(error)}") from error
+
+
+def _imported(name: str) -> Any:
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)  # as `python -m` does
+    try:
+        return importlib.import_module(name)
+    except _USER_CODE as error:
+        hint = ""
+        if isinstance(error, ModuleNotFoundError) and Path(f"{name}.py").exists():
+            hint = f". Did you mean {name}.py:...?"
+        raise ArgumentError(f"--model: {name} cannot be imported: {_one_line(error)}{hint}") from error
+
+
+def _from_file(path: Path) -> Any:
+    if not path.is_file():
+        raise ArgumentError(f"--model: there is no file {str(path)!r}")
+    folder = str(path.parent.resolve())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)  # so that it may import its neighbours, and worker processes find it
+    name = path.stem
+    if not name.isidentifier():
+        name = f"distiller_ng_model_{abs(hash(str(path.resolve())))}"
+    loaded = sys.modules.get(name)
+    if loaded is not None and Path(getattr(loaded, "__file__", None) or "").resolve() == path.resolve():
+        return loaded
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ArgumentError(f"--model: {path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    before = sys.modules.get(name)
+    sys.modules[name] = module  # dataclasses and pickle look it up
+    try:
+        spec.loader.exec_module(module)
+    except _USER_CODE as error:
+        del sys.modules[name]
+        raise ArgumentError(f"--model: {path} cannot be imported: {_one_line(error)}") from error
+    finally:
+        if before is not None:
+            sys.modules[name] = before
+    return module
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    try:
+        shape = tuple(int(part) for part in text.replace("x", ",").split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no shape: write 1,3,32,32") from None
+    if any(size < 1 for size in shape):
+        raise argparse.ArgumentTypeError(f"{text!r}: sizes are 1 or more")
+    return shape
