@@ -56,6 +56,8 @@ def trace_export_form(model: nn.Module, inputs: ExampleInputs, *, dynamic_batch:
                     raise
                 logger.info("not every size can vary: %s", error)
             else:
+                if not _varies(program) and batch_size(candidate) != batch_size(inputs):
+                    continue  # the doubled batch was for nothing: the graph takes what the example is
                 notes = () if _varies(program) else (f"the inputs' sizes are fixed, {_sizes(candidate)}: {_WHY_FIXED}",)
                 return TracedForm(_functional(program), candidate, shapes if not notes else None, notes)
     raise GraphError("the model cannot be traced")  # the last candidate has raised or returned

@@ -140,7 +140,8 @@ def quantize(
     copied = copy.deepcopy(unwrap(model)).eval()
     data = CalibrationBatches.of(calibration_loader, copied, limit=samples)
     outcome: Outcome = search(copied, data, example_inputs, held_back, settings)
-    logger.info("%s", outcome.steps)
+    for step in outcome.steps:
+        logger.debug("%s", step)
     return QuantizedModel(
         outcome.model,
         outcome.quantizer,

@@ -25,7 +25,8 @@ class OnnxModule(nn.Module):
     ``model``: a path, or the bytes of a file. ``threads``: how many it may use; None leaves that to ONNX Runtime.
     Tensors are passed in the order of the model's inputs, keyword arguments by name; the result is a tensor, or a tuple
     of several. Copies and pickles carry the file's bytes. Raises :class:`ExportError` for a file ONNX Runtime refuses,
-    :class:`ArgumentError` for another number of inputs.
+    :class:`ArgumentError` for another number of inputs; calling it raises :class:`ExportError` for inputs of another
+    shape or type.
     """
 
     def __init__(self, model: str | os.PathLike[str] | bytes, *, threads: int | None = None) -> None:
@@ -51,8 +52,17 @@ class OnnxModule(nn.Module):
                 f"{len(tensors) + len(named)}"
             )
         feed = {name: _as_numpy(value) for name, value in [*zip(free, tensors, strict=True), *named.items()]}
-        outputs = tuple(torch.from_numpy(value) for value in self.session.run(None, feed))
+        outputs = tuple(torch.from_numpy(value) for value in self._run(feed))
         return outputs[0] if len(outputs) == 1 else outputs
+
+    def _run(self, feed: dict[str, Any]) -> Any:
+        runtime: Any = require("onnxruntime", "onnx", "running ONNX files")
+        try:
+            return self.session.run(None, feed)
+        except _failures(runtime) as error:
+            takes = ", ".join(f"{one.name} {one.type} {one.shape}" for one in self.session.get_inputs())
+            got = ", ".join(f"{name} {value.dtype} {list(value.shape)}" for name, value in feed.items())
+            raise ExportError(f"the ONNX model takes {takes}; got {got}: {error}") from error
 
     def __getstate__(self) -> Mapping[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "session"}

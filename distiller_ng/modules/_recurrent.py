@@ -201,8 +201,9 @@ def _run_cell(
     if backwards:
         running = tuple(state[: sizes[-1]] for state in states)
         for x in reversed(steps):
-            waiting = tuple(state[len(running[0]) : len(x)] for state in states)  # sequences that end here
-            if len(x) > len(running[0]):
+            size, before = x.shape[0], running[0].shape[0]  # len() would make it a constant of a traced graph
+            if size > before:  # sequences that end here
+                waiting = tuple(state[before:size] for state in states)
                 running = tuple(torch.cat(pair) for pair in zip(running, waiting))
             running = cell.step(x, running)  # type: ignore[operator]
             outputs.append(running[0])
@@ -210,9 +211,10 @@ def _run_cell(
     ended: list[States] = []
     running = states
     for x in steps:
-        if len(x) < len(running[0]):
-            ended.append(tuple(state[len(x) :] for state in running))
-            running = tuple(state[: len(x)] for state in running)
+        size = x.shape[0]
+        if size < running[0].shape[0]:
+            ended.append(tuple(state[size:] for state in running))
+            running = tuple(state[:size] for state in running)
         running = cell.step(x, running)  # type: ignore[operator]
         outputs.append(running[0])
     final = tuple(torch.cat(parts) for parts in zip(running, *ended[::-1]))

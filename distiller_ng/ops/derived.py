@@ -5,6 +5,8 @@ The instance keeps its identity, parameters, buffers, hooks and attributes; no c
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable
 from functools import cache
 from typing import Any, ClassVar
@@ -62,7 +64,29 @@ def _without(cls: Any, mixin: type[Derived]) -> Any:
 
 def _make_class(cls: Any, mixin: Any) -> Any:
     members = {"__module__": cls.__module__, _DERIVATION: (mixin, cls)}
+    if _takes_anything(mixin):
+        members["forward"] = _with_signature(mixin.forward, cls.forward)
     return type(f"{mixin.prefix}{cls.__name__}", (mixin, cls), members)
+
+
+def _takes_anything(mixin: Any) -> bool:
+    """Whether a mixin passes on whatever ``forward`` is called with."""
+    kinds = [one.kind for one in inspect.signature(mixin.forward).parameters.values()][1:]
+    return kinds == [inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD]
+
+
+def _with_signature(forward: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
+    """``forward`` with the arguments of ``original`` to show: ``torch.export`` matches keyword arguments with them."""
+
+    @functools.wraps(forward)
+    def passing(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return forward(self, *args, **kwargs)
+
+    try:
+        passing.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]
+    except (TypeError, ValueError):  # a forward that Python does not know the arguments of
+        return forward
+    return passing
 
 
 #: One class for each pair, so that two layers of one class stay of one class.

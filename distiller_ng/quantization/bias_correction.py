@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from distiller_ng.errors import ArgumentError, CalibrationError, listed
+from distiller_ng.modules.recurrent_parts import shown_recurrent_parts
 from distiller_ng.names import canonical_name, unwrap
 from distiller_ng.quantization.calibration_batches import CalibrationBatches, CalibrationData
 from distiller_ng.quantization.ptq_layers import (
@@ -58,21 +59,25 @@ def correct_biases_(
     """
     chosen = quantized_layers(model, layers)
     batches = CalibrationBatches.of(calibration_data, model, limit=samples)
-    targets = _targets(reference, chosen)
     added: dict[str, Tensor] = {}
     was_training = [module for module in reference.modules() if module.training]
     reference.eval()
-    try:
+    with ExitStack() as stack:
+        stack.callback(_train_again, was_training)
+        stack.enter_context(shown_recurrent_parts(unwrap(reference)))  # the reference may have torch's LSTM and GRU
+        targets = _targets(reference, chosen)
         for number, batch in enumerate(batches, start=1):
             means: dict[str, Tensor] = {}
             with _watched(targets, means, chosen):
                 batch.run(reference)
             with _correcting(chosen, means, number, added):
                 batch.run(model)
-    finally:
-        for module in was_training:
-            module.training = True
     return added
+
+
+def _train_again(modules: list[nn.Module]) -> None:
+    for module in modules:
+        module.training = True
 
 
 def _targets(reference: nn.Module, chosen: dict[str, RangeLinearQuantParamLayerWrapper]) -> dict[str, nn.Module]:
@@ -106,7 +111,8 @@ def _watched(
         for name, module in targets.items():
 
             def hook(_: nn.Module, args: Any, output: Tensor, name: str = name) -> None:
-                means[name] = _channel_means(output, channel_axis_of_output(chosen[name], output))
+                if name not in means:  # the first call is what the quantized layer is compared with
+                    means[name] = _channel_means(output, channel_axis_of_output(chosen[name], output))
 
             stack.callback(module.register_forward_hook(hook).remove)
         yield

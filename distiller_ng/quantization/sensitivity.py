@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from distiller_ng.graph.trace import evaluating
+from distiller_ng.modules.recurrent_parts import shown_recurrent_parts
 from distiller_ng.names import canonical_name, unwrap
 from distiller_ng.quantization.calibration_batches import CalibrationBatches, main_tensor
 from distiller_ng.quantization.ptq_layers import floating_point_output, quantized_input, quantized_layers
@@ -31,6 +32,13 @@ def noise_contributions(
     Noise 0.01 is an SQNR of 20 dB. M. F. Hutchinson, "A stochastic estimator of the trace of the influence matrix",
     1990, https://doi.org/10.1080/03610919008812866.
     """
+    with shown_recurrent_parts(unwrap(reference)):  # the reference may have torch's LSTM and GRU
+        return _contributions(model, reference, batches, probes=probes, seed=seed)
+
+
+def _contributions(
+    model: nn.Module, reference: nn.Module, batches: CalibrationBatches, *, probes: int, seed: int
+) -> dict[str, float]:
     wrappers = quantized_layers(model)
     layers = {canonical_name(name): module for name, module in unwrap(reference).named_modules()}
     generator = torch.Generator().manual_seed(seed)
