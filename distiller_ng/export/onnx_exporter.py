@@ -6,7 +6,7 @@ https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,6 +27,7 @@ from distiller_ng.export._naming import layer_name
 from distiller_ng.export._onnx_precision import onnx_layers
 from distiller_ng.export._onnx_translation import OPSET
 from distiller_ng.export._onnx_writing import onnx_bytes
+from distiller_ng.export.added_grids import with_missing_grids
 from distiller_ng.export.onnx_runtime import OnnxModule, kernels_of
 from distiller_ng.export.quantized_graph import QuantizedGraph, quantized_graph
 from distiller_ng.export.verification import compare
@@ -48,7 +49,10 @@ class OnnxOptions:
     for processors without VNNI instructions. ``tolerance``: the largest accepted noise of the file against the model on
     the example inputs (RMS of the difference over RMS of the output, 0.1 is 20 dB); None accepts all. ``verify``: run
     the file and compare. ``dynamic_batch``: let the batch vary. ``input_names``, ``output_names``: of the file.
-    ``threads`` of the module that the report holds.
+    ``threads`` of the module that the report holds. ``calibration_data``: samples, or batches of them, on which the
+    ranges of activations are observed that training left in floating point and integer kernels need (ONNX Runtime's
+    convolutions round their output; behind a residual addition Distiller's training does not). They get 8-bit grids,
+    and the report says which and what that does to the outputs; None leaves those layers in floating point.
     """
 
     preset: str = "x86"
@@ -60,6 +64,7 @@ class OnnxOptions:
     input_names: tuple[str, ...] | None = None
     output_names: tuple[str, ...] | None = None
     threads: int | None = None
+    calibration_data: Any = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.preset not in _PRESETS:
@@ -133,15 +138,25 @@ class OnnxExporter(Exporter):
             graph.notes,
             agreement,
             module,
-            {"kernels": kernels_of(content)},
+            {"kernels": kernels_of(content), "added_grids": dict(graph.added_grids)},
         )
 
 
 def lowered(
-    model: nn.Module, example_inputs: ExampleInputsLike, options: OnnxOptions, *, integer_biases: bool = True
+    model: nn.Module,
+    example_inputs: ExampleInputsLike,
+    options: OnnxOptions,
+    *,
+    integer_biases: bool = True,
+    rounds_outputs: bool = True,
 ) -> QuantizedGraph:
-    """The quantized graph in the form ONNX Runtime has kernels for. Raises :class:`ExportError`."""
+    """The quantized graph in the form ONNX Runtime has kernels for. Raises :class:`ExportError`.
+
+    ``rounds_outputs``: the runtime's integer convolutions need a grid for what they return.
+    """
     graph = quantized_graph(model, example_inputs, dynamic_batch=options.dynamic_batch)
+    data, tolerance = options.calibration_data, options.tolerance
+    graph = with_missing_grids(graph, model, data, conv_outputs=rounds_outputs, tolerance=tolerance)
     flatten_linear_(graph)
     repeat_grids_(graph)
     if options.reduce_range:

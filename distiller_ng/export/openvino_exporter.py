@@ -16,6 +16,7 @@ from distiller_ng.export._onnx_precision import openvino_layers
 from distiller_ng.export._onnx_writing import onnx_bytes
 from distiller_ng.export.onnx_exporter import OnnxOptions, float_bytes, lowered, obstacles, output_steps
 from distiller_ng.export.openvino_runtime import OpenVinoModule
+from distiller_ng.export.quantized_graph import QuantizedGraph
 from distiller_ng.export.verification import compare
 from distiller_ng.graph.inputs import ExampleInputsLike, as_example_inputs
 from distiller_ng.ops.optional import require
@@ -37,7 +38,7 @@ class OpenVinoExporter(Exporter):
     def issues(self, model: nn.Module, example_inputs: ExampleInputsLike, **options: Any) -> list[str]:
         """What cannot be exported, and every layer that stays in floating point, with the reason."""
         try:
-            graph = lowered(model, example_inputs, OnnxOptions.parse(options))
+            graph = _lowered(model, example_inputs, OnnxOptions.parse(options))
         except ExportError as error:
             return [str(error)]
         floating = [f"layer {one.name!r}: {one.reason}" for one in openvino_layers(graph) if not one.is_quantized]
@@ -54,7 +55,7 @@ class OpenVinoExporter(Exporter):
         chosen = OnnxOptions.parse(options)
         openvino: Any = require("openvino", "openvino", "exporting to OpenVINO")
         inputs = as_example_inputs(example_inputs)
-        graph = lowered(model, inputs, chosen, integer_biases=False)  # OpenVINO adds biases in floating point
+        graph = _lowered(model, inputs, chosen)
         blocked = obstacles(graph)
         if blocked:
             raise ExportError("the model cannot be exported to OpenVINO: " + "; ".join(blocked))
@@ -77,8 +78,13 @@ class OpenVinoExporter(Exporter):
             graph.notes,
             agreement,
             module,
-            {"kernels": module.kernels()},
+            {"kernels": module.kernels(), "added_grids": dict(graph.added_grids)},
         )
+
+
+def _lowered(model: nn.Module, inputs: ExampleInputsLike, options: OnnxOptions) -> QuantizedGraph:
+    """OpenVINO adds biases in floating point, and its integer convolutions need not round what they return."""
+    return lowered(model, inputs, options, integer_biases=False, rounds_outputs=False)
 
 
 def _converted(openvino: Any, content: bytes, folder: Path) -> Any:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -22,12 +23,13 @@ from distiller_ng.graph.trace import exported_program, op_name
 from distiller_ng.ops.linear_quantization import QuantizationParameters
 from distiller_ng.quantization.exporters import LayerPrecision
 
-__all__ = ["QuantizedGraph", "layer_nodes", "quantized_graph"]
+__all__ = ["CLAMPS", "QuantizedGraph", "clean_", "drop_needless_", "layer_nodes", "quantized_graph"]
 
 _aten = torch.ops.aten
 _PRODUCTS = {_aten.matmul.default, _aten.bmm.default, _aten.mm.default}
 _RECURRENT = {_aten.lstm.input, _aten.gru.input, _aten.rnn_tanh.input, _aten.rnn_relu.input}
-_CLAMPS = {
+#: Operators that a grid's ends can do.
+CLAMPS = {
     _aten.relu.default,
     _aten.hardtanh.default,
     _aten.clamp.default,
@@ -44,7 +46,8 @@ class QuantizedGraph:
 
     ``inputs`` are the example inputs it was traced with (a batch of one was doubled), ``dynamic_shapes`` what
     ``torch.export`` needs to keep the batch free (None: it is fixed). ``layers``: every layer with weights and what it
-    computes with; ``notes``: what could not be done exactly. ``constants`` and ``grids`` answer for its nodes.
+    computes with; ``notes``: what could not be done exactly. ``added_grids``: ranges of activations that got their grid
+    from data at export, by name. ``constants`` and ``grids`` answer for its nodes.
     """
 
     module: fx.GraphModule
@@ -52,6 +55,7 @@ class QuantizedGraph:
     dynamic_shapes: Any
     layers: tuple[LayerPrecision, ...]
     notes: tuple[str, ...]
+    added_grids: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @cached_property
     def constants(self) -> Constants:
@@ -66,7 +70,7 @@ class QuantizedGraph:
     def renewed(self) -> QuantizedGraph:
         """The same module without what nothing uses any more, looked at anew."""
         clean_(self.module)
-        return QuantizedGraph(self.module, self.inputs, self.dynamic_shapes, self.layers, self.notes)
+        return dataclasses.replace(self)
 
     def program(self) -> torch.export.ExportedProgram:
         """The graph as it is now, exported again. Raises :class:`ExportError`."""
@@ -100,7 +104,7 @@ def quantized_graph(
     store_integers(constants, grids)
     notes = [*traced.notes, *fold_norms(constants, grids)]
     lookup_integers(constants, grids)
-    _drop_needless(traced.module, constants)
+    drop_needless_(traced.module, constants)
     clean_(traced.module)
     graph = QuantizedGraph(traced.module, traced.inputs, traced.dynamic_shapes, (), tuple(notes))
     return dataclasses.replace(graph, layers=tuple(layer for _, layer in layer_nodes(graph)))
@@ -122,7 +126,7 @@ def layer_nodes(graph: QuantizedGraph) -> list[tuple[fx.Node, LayerPrecision]]:
     return found
 
 
-def _drop_needless(module: fx.GraphModule, constants: Constants) -> None:
+def drop_needless_(module: fx.GraphModule, constants: Constants) -> None:
     """Rounding of tensors that lie on the grid already, and clamps that the grid does."""
     for node in list(module.graph.find_nodes(op="call_function", target=FAKE_QUANTIZE)):
         grids = Grids(constants)  # anew: what was found before may be gone
@@ -134,7 +138,7 @@ def _drop_needless(module: fx.GraphModule, constants: Constants) -> None:
         source = node.args[0]
         if own is None or own.axis is not None or not isinstance(source, fx.Node):
             continue
-        if source.target in _CLAMPS and len(source.users) == 1:
+        if source.target in CLAMPS and len(source.users) == 1:
             qmin, qmax = _within(own, *_limits_of(source))
             if qmin < qmax:
                 node.args = (source.args[0], *node.args[1:4], qmin, qmax)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import fx, nn
 
 from distiller_ng.errors import ArgumentError, ExportError, did_you_mean
+from distiller_ng.export.added_grids import with_missing_grids
 from distiller_ng.export.quantized_graph import QuantizedGraph, quantized_graph
 from distiller_ng.export.torchao_lowering import lower_to_pt2e_
 from distiller_ng.export.torchao_runtime import TorchaoModule, program_bytes
@@ -27,13 +28,15 @@ class TorchaoOptions:
     ``tolerance``: the largest accepted noise of the compiled model against the simulation on the example inputs (RMS of
     the difference over RMS of the output); None accepts all. ``verify``: compile the program, run it and compare;
     without it the program is compiled at its first call. ``dynamic_batch``: let the batch vary. ``batch_sizes``: sizes
-    that get code of their own (see :class:`TorchaoModule`).
+    that get code of their own (see :class:`TorchaoModule`). ``calibration_data``: samples, or batches of them, that
+    give 8-bit grids to inputs of quantized layers which training left in floating point.
     """
 
     tolerance: float | None = 0.1
     verify: bool = True
     dynamic_batch: bool = True
     batch_sizes: tuple[int, ...] = ()
+    calibration_data: Any = field(default=None, repr=False, compare=False)
 
     @classmethod
     def parse(cls, options: dict[str, Any]) -> TorchaoOptions:
@@ -89,10 +92,11 @@ class TorchaoExporter(Exporter):
         graph, layers = _lowered(model, inputs, chosen)
         content = program_bytes(graph.program())
         module = TorchaoModule(content, batch_sizes=chosen.batch_sizes)
-        agreement, details = None, {}
+        agreement = None
+        details: dict[str, Any] = {"added_grids": dict(graph.added_grids)}
         if chosen.verify:
             agreement = compare(model, module.compile_now(), inputs, steps=_steps(graph), tolerance=chosen.tolerance)
-            details = {"kernels": dict(module.kernels)}
+            details["kernels"] = dict(module.kernels)
         notes = (*graph.notes, *_missing(layers, module.kernels if chosen.verify else None))
         paths = () if path is None else (_write(path, content),)
         size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
@@ -103,6 +107,8 @@ def _lowered(
     model: nn.Module, example_inputs: ExampleInputsLike, options: TorchaoOptions
 ) -> tuple[QuantizedGraph, tuple[LayerPrecision, ...]]:
     graph = quantized_graph(model, example_inputs, dynamic_batch=options.dynamic_batch)
+    data, tolerance = options.calibration_data, options.tolerance
+    graph = with_missing_grids(graph, model, data, conv_outputs=False, tolerance=tolerance)
     layers = lower_to_pt2e_(graph)
     return graph, layers
 
