@@ -56,7 +56,7 @@ from distiller_ng.errors import (
     ScheduleWarning,
     TargetError,
 )
-from distiller_ng.export import benchmark_model, export_model
+from distiller_ng.export import benchmark_model, export_model, quantize_qat_export
 from distiller_ng.export.automatic import quantize
 from distiller_ng.graph.dependency import DependencyGraph
 from distiller_ng.graph.summary_graph import SummaryGraph, onnx_name_2_pytorch_name
@@ -310,6 +310,7 @@ __all__ = [
     "pruning",
     "quantization",
     "quantize",
+    "quantize_qat_export",
     "regularization",
     "remove_channels",
     "remove_filters",
