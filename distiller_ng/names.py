@@ -23,6 +23,7 @@ __all__ = [
     "PATTERN_PREFIX",
     "ParameterIndex",
     "canonical_name",
+    "has_one_weight",
     "strip_wrappers",
     "unwrap",
 ]
@@ -58,6 +59,13 @@ def strip_wrappers(names: Iterable[str]) -> dict[str, str]:
         short = canonical_name(name) or name
         result[name if short in result else short] = name
     return result
+
+
+def has_one_weight(module: nn.Module) -> bool:
+    """Whether a layer computes with its ``weight`` alone: convolutions, linear layers, embeddings, GPT's ``Conv1D``."""
+    if isinstance(module, nn.Linear | nn.Embedding | nn.modules.conv._ConvNd):
+        return True
+    return any(cls.__name__ == "Conv1D" for cls in type(module).__mro__)
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -151,8 +159,7 @@ class ParameterIndex(Mapping[str, nn.Parameter]):
         wanted = {
             self.find(f"{name}.weight" if name else "weight")
             for name, module in self.model.named_modules()
-            if isinstance(module, nn.Linear | nn.Embedding | nn.modules.conv._ConvNd)
-            or type(module).__name__ == "Conv1D"
+            if has_one_weight(module)
         }
         return [name for name in self if name in wanted]
 

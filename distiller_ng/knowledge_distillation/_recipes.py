@@ -23,12 +23,20 @@ def distillation_from_recipe(properties: Mapping[str, Any]) -> dict[str, Any]:
     for keys in ("output_keys", "teacher_input_keys"):
         if keys in arguments and not arguments[keys]:
             del arguments[keys]
-    hardness = arguments.pop("hardness", _HARDNESS)
+    hardness = _number(arguments.pop("hardness", _HARDNESS))
     if isinstance(hardness, bool) or not isinstance(hardness, Real) or not 0 <= float(hardness) <= 1:
         raise ArgumentError(f"hardness is a number from 0 to 1, got {hardness!r}", argument=("hardness",))
     arguments["loss_weights"] = {"distill": float(hardness), "student": 1.0 - float(hardness)}
     arguments.setdefault("temperature", _TEMPERATURE)
     return arguments
+
+
+def _number(value: Any) -> Any:
+    """A number that is written as text; anything else as it is."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def distillation_to_recipe(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from distiller_ng.errors import ArgumentError, TargetError, did_you_mean
-from distiller_ng.names import ALL_PRUNABLE, PATTERN_PREFIX, canonical_name, unwrap
+from distiller_ng.names import ALL, ALL_PRUNABLE, PATTERN_PREFIX, canonical_name, unwrap
 
 __all__ = ["check_layer_names", "select_layers"]
 
@@ -25,7 +25,9 @@ def check_layer_names(value: Any) -> list[str]:
 
 
 def select_layers(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
-    """The modules that names, ``re:`` patterns (from a name's start) and ``__ALL_PRUNABLE__`` mean, in model order.
+    """The modules that names, ``re:`` patterns (from a name's start) and tokens mean, in model order.
+
+    ``__ALL_PRUNABLE__``: convolutions and linear layers; ``__ALL__``: every module without modules inside.
 
     Raises :class:`TargetError` for a name that matches none.
     """
@@ -42,6 +44,8 @@ def select_layers(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Module
 
 
 def _matching(modules: dict[str, nn.Module], name: str, argument: tuple[str | int, ...]) -> set[str]:
+    if name.upper() == ALL:
+        return {known for known, module in modules.items() if not any(module.children())}
     if name.upper() == ALL_PRUNABLE:
         return {known for known, module in modules.items() if isinstance(module, _PRUNABLE)}
     if not name.startswith(PATTERN_PREFIX):

@@ -13,7 +13,7 @@ from distiller_ng.core.context import StepContext
 from distiller_ng.core.policy import Policy
 from distiller_ng.core.window import PolicyWindow
 from distiller_ng.errors import ArgumentError, TargetError
-from distiller_ng.names import ALL_PRUNABLE, ALL_PRUNABLE_WITH_EMBEDDINGS, ParameterIndex, unwrap
+from distiller_ng.names import ALL_PRUNABLE, ALL_PRUNABLE_WITH_EMBEDDINGS, ParameterIndex, has_one_weight, unwrap
 from distiller_ng.quantization._derived import Derived, derive_, underive_
 
 __all__ = ["ReparametrizingPolicy", "check_flag"]
@@ -167,9 +167,8 @@ def check_flag(name: str, value: Any) -> bool:
 def _owners(parameters: ParameterIndex, name: str) -> list[nn.Module]:
     """The layers whose ``weight`` the parameter is: several, where it is tied."""
     found = parameters[name]
-    kinds = nn.Linear | nn.Embedding | nn.modules.conv._ConvNd
     return [
         module
         for module in unwrap(parameters.model).modules()
-        if isinstance(module, kinds) and module._parameters.get("weight") is found
+        if has_one_weight(module) and module._parameters.get("weight") is found
     ]

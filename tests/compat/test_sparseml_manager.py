@@ -381,3 +381,46 @@ def test_quantized_structure_for_a_checkpoint():
         warnings.simplefilter("ignore", ScheduleWarning)
         manager.apply_structure(late, epoch=float("inf"))
     assert type(late.fc1) is not nn.Linear or len(list(late.fc1.named_buffers())) > 0
+
+
+@pytest.mark.parametrize("stop", [4, 5, 7])
+def test_quantized_runs_go_on_before_their_norms_are_frozen(stop):
+    text = """modifiers:
+  - !EpochRangeModifier {start_epoch: 0, end_epoch: 5}
+  - !QuantizationModifier {start_epoch: 2, disable_quantization_observer_epoch: 3, freeze_bn_stats_epoch: 4}
+"""
+
+    def begin(seed, done=0):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+        optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+        manager = ScheduledModifierManager.from_yaml(text)
+        if done:
+            manager.apply_structure(model, epoch=done / 2)
+        manager.modify(model, optimizer, 2, epoch=done / 2)
+        return model, optimizer, manager
+
+    def go(parts, first, last):
+        model, optimizer, _ = parts
+        for number in range(first, last):
+            x = torch.randn(6, 1, 6, 6, generator=torch.Generator().manual_seed(number))
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ScheduleWarning)
+        whole = begin(0)
+        go(whole, 0, 10)
+        first = begin(0)
+        go(first, 0, stop)
+        saved = copy.deepcopy([part.state_dict() for part in first])
+        second = begin(1, stop)
+    for part, state in zip(second, saved, strict=True):
+        part.load_state_dict(state)
+    go(second, stop, 10)
+    expected, found = whole[0].state_dict(), second[0].state_dict()
+    assert expected.keys() == found.keys()
+    assert found["1.num_batches_tracked"] == 8
+    for name, value in expected.items():
+        assert torch.equal(value, found[name]), name

@@ -116,3 +116,10 @@ def test_with_several_teachers_one_must_be_named():
     with pytest.raises(ArgumentError, match="teacher is missing"):
         KnowledgeDistiller("kd", None, {"a": net(), "b": net()})
     assert KnowledgeDistiller("kd", None, {"a": net()}).sources[0].name == "a"
+
+
+def test_hardness_written_as_text():
+    found = KnowledgeDistiller.from_recipe({"hardness": "2.5e-1"}, pytest.fail)
+    assert found["loss_weights"] == {"distill": 0.25, "student": 0.75}
+    with pytest.raises(ArgumentError, match="hardness is a number from 0 to 1, got 'hard'"):
+        KnowledgeDistiller.from_recipe({"hardness": "hard"}, pytest.fail)

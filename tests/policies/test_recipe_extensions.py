@@ -9,6 +9,7 @@ from torch import nn
 
 import distiller_ng as distiller
 from distiller_ng.errors import ArgumentError, TargetError
+from distiller_ng.policies._layers import select_layers
 from distiller_ng.policies.activation_regularizer import ActivationRegularizer
 from distiller_ng.policies.layer_pruning import LayerPruning, SkippedLayer
 from distiller_ng.policies.layer_thinning import LayerThinning
@@ -303,3 +304,9 @@ def test_activations_get_quieter():
         train(model, ActivationRegularizer("1", alpha, reg_tens="out"), (0, 3, 0), x=x, lr=0.01)
         store["size"] = float(model[1](model[0](x)).abs().mean().detach())
     assert quiet["size"] < 0.5 * loud["size"]
+
+
+def test_tokens_stand_for_layers():
+    model = nn.Sequential(nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU()), nn.Flatten(), nn.Linear(2, 2))
+    assert list(select_layers(model, ["__ALL__"])) == ["0.0", "0.1", "1", "2"]
+    assert list(select_layers(model, ["__all_prunable__"])) == ["0.0", "2"]

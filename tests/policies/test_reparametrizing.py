@@ -151,6 +151,30 @@ def test_the_token_means_the_layers_that_can(make):
         distiller.CompressionScheduler(nn.LSTM(4, 4)).add_policy(make(), starting_epoch=0, ending_epoch=2)
 
 
+class Conv1D(nn.Module):
+    """As in GPT-2: a linear layer that keeps its weight transposed."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6, 3))
+
+    def forward(self, x):
+        return x @ self.weight
+
+
+@each
+def test_the_conv1d_of_gpt_models(make):
+    model, policy = nn.Sequential(Conv1D()), make()
+    policy.weights = ["__ALL_PRUNABLE_WITH_EMBEDDINGS__"]
+    scheduler = train(model, policy, stop=3)
+    assert policy._names == ["0.weight"]
+    assert list(scheduler.parameters.prunable_with_embeddings()) == ["0.weight"]  # also while it is derived
+    assert not isinstance(model[0].weight, nn.Parameter)
+    scheduler.finish()
+    assert isinstance(model[0].weight, nn.Parameter)
+    assert type(model[0]) is Conv1D
+
+
 @each
 def test_convolutions_tied_weights_and_data_parallel(make):
     model = nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 7, bias=False))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ __all__ = ["Given", "check", "load", "one_shot", "structure"]
 
 _TEACHER = "teacher"
 _STRUCTURAL = ("QuantizationModifier", "LayerPruningModifier")
+_PARTS = 1_000_000  # of an epoch
 _NAMES = (
     "distillation_teacher",
     "grad_sampler",
@@ -98,7 +100,15 @@ def structure(spec: ScheduleSpec, module: nn.Module, epoch: float, given: Given)
     if part.policies:
         scheduler = load(part, module, None, given)
         for entry in scheduler.entries:
-            scheduler.start_entry(entry, TrainPosition.one_shot())
+            scheduler.start_entry(entry, _position(epoch))
+
+
+def _position(epoch: float) -> TrainPosition:
+    """That epoch; what is due later (frozen observers and norms) is not done yet."""
+    if math.isinf(epoch):
+        return TrainPosition.one_shot()
+    whole = math.floor(epoch)
+    return TrainPosition(whole, round((epoch - whole) * _PARTS), _PARTS)
 
 
 def _prepared(
