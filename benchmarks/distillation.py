@@ -10,9 +10,7 @@ other load on the machine matters little.
 
 from __future__ import annotations
 
-import argparse
 import copy
-import json
 import statistics
 import sys
 import tempfile
@@ -21,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _measuring import Step, interleave, machine, ratio
+from _measuring import Step, interleave, ratio, run_benchmark
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -227,26 +225,14 @@ def measure(case: str, seconds: float, least: int) -> Iterator[dict[str, Any]]:
     }
 
 
-def main() -> int:
-    """Print one JSON object a line; write them all with ``--output``."""
+def measured(quick: bool) -> Iterator[dict[str, Any]]:
+    """Every case, one after the other."""
     global FOLDER
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="under 50 seconds, noisier")
-    parser.add_argument("--output", type=Path, help="also write all results, with the machine, as JSON")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    seconds, least = (8.0, 5) if arguments.quick else (75.0, 30)
-    results = []
+    seconds, least = (8.0, 5) if quick else (75.0, 30)
     with tempfile.TemporaryDirectory() as FOLDER:
         for case in CASES:
-            for result in measure(case, seconds, least):
-                results.append(result)
-                print(json.dumps(result), flush=True)
-    if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps({"machine": machine(), "results": results}, indent=1) + "\n")
-    return 0
+            yield from measure(case, seconds, least)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_benchmark(__doc__, measured))

@@ -14,8 +14,6 @@ of the weights.
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import sys
 import time
@@ -25,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _measuring import Step, interleave, machine, ratio
+from _measuring import Step, interleave, ratio, run_benchmark
 from torch import Tensor, nn
 
 from distiller_ng.core.context import StepContext
@@ -265,26 +263,9 @@ def _status(name: str) -> float:
     return 1024 * float(next(line.split()[1] for line in lines if line.startswith(name)))
 
 
-def main() -> int:
-    """Print one JSON object a line; write them all with ``--output``."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="under 50 seconds, noisier")
-    parser.add_argument("--output", type=Path, help="also write all results, with the machine, as JSON")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    width, seconds, rounds = (QUICK_WIDTH, 1.0, 3) if arguments.quick else (WIDTH, 60.0, 7)
-    results = []
-    for result in measured(width, seconds, rounds):
-        results.append(result)
-        print(json.dumps(result), flush=True)
-    if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps({"machine": machine(), "results": results}, indent=1) + "\n")
-    return 0
-
-
-def measured(width: int, seconds: float, rounds: int) -> Iterator[dict[str, Any]]:
+def measured(quick: bool) -> Iterator[dict[str, Any]]:
     """Everything, one after the other."""
+    width, seconds, rounds = (QUICK_WIDTH, 1.0, 3) if quick else (WIDTH, 60.0, 7)
     yield obs(width, seconds, rounds)
     yield from mfac(width, seconds, rounds)
     yield from errors()
@@ -292,4 +273,4 @@ def measured(width: int, seconds: float, rounds: int) -> Iterator[dict[str, Any]
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_benchmark(__doc__, measured))

@@ -8,19 +8,16 @@ process and compared by medians of process CPU time on one thread, so that other
 
 from __future__ import annotations
 
-import argparse
 import copy
-import json
 import statistics
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from _measuring import interleave, machine, ratio
+from _measuring import interleave, ratio, run_benchmark
 from torch import nn
 from torch.nn.utils import parametrize, prune
 
@@ -346,29 +343,14 @@ def mask_update(seconds: float, *, pruned: bool) -> dict[str, Any]:
     }
 
 
-def main() -> int:
-    """Print one JSON object a line; write them all with ``--output``."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="under 50 seconds, noisier")
-    parser.add_argument("--output", type=Path, help="also write all results, with the machine, as JSON")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    seconds, rounds = (4.0, 5) if arguments.quick else (40.0, 60)
-    results = []
-    for result in held_masks(seconds, rounds):
-        results.append(result)
-        print(json.dumps(result), flush=True)
-    for result in recipes(seconds, rounds):
-        results.append(result)
-        print(json.dumps(result), flush=True)
+def measured(quick: bool) -> Iterator[dict[str, Any]]:
+    """Everything, one after the other."""
+    seconds, rounds = (4.0, 5) if quick else (40.0, 60)
+    yield from held_masks(seconds, rounds)
+    yield from recipes(seconds, rounds)
     for measure in (five_policies, partial(mask_update, pruned=False), partial(mask_update, pruned=True)):
-        results.append(measure(seconds / 2))
-        print(json.dumps(results[-1]), flush=True)
-    if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps({"machine": machine(), "results": results}, indent=1) + "\n")
-    return 0
+        yield measure(seconds / 2)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_benchmark(__doc__, measured))
