@@ -9,12 +9,17 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["add_json_argument", "print_json"]
+__all__ = ["add_json_argument", "print_json", "writes_unicode"]
 
 
 def add_json_argument(parser: argparse.ArgumentParser) -> None:
     """Add ``--json``."""
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def writes_unicode() -> bool:
+    """Whether standard output takes every character."""
+    return (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
 
 
 def print_json(data: Any) -> None:

@@ -21,6 +21,7 @@ from distiller_ng.reports.pictures import (
 )
 from distiller_ng.reports.progress import TrainingProgress
 from distiller_ng.reports.schedule_plan import PlannedActions, SchedulePlan, schedule_plan
+from distiller_ng.reports.schedule_timeline import PolicyTimeline, ScheduleTimeline, schedule_timeline
 from distiller_ng.reports.size_and_speed import ModelFigures, size_and_speed, size_and_speed_tbl
 from distiller_ng.reports.sparsity import (
     masks_sparsity_summary,
@@ -37,7 +38,9 @@ __all__ = [
     "ActivationHistograms",
     "ModelFigures",
     "PlannedActions",
+    "PolicyTimeline",
     "SchedulePlan",
+    "ScheduleTimeline",
     "Table",
     "TrainingProgress",
     "activation_histograms_summary",
@@ -58,6 +61,7 @@ __all__ = [
     "modules_summary",
     "modules_tbl_summary",
     "schedule_plan",
+    "schedule_timeline",
     "size_and_speed",
     "size_and_speed_tbl",
     "weights_sparsity_summary",

@@ -1,0 +1,64 @@
+"""``distiller-ng plan``: what a schedule will do, and when (layer 5)."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import ClassVar
+
+from torch.optim import SGD
+
+from distiller_ng.cli._models import add_model_arguments, required_model
+from distiller_ng.cli._numbers import above_zero, whole
+from distiller_ng.cli._printing import add_json_argument, print_json, writes_unicode
+from distiller_ng.cli.base import COMMANDS, Command
+from distiller_ng.config import file_config
+from distiller_ng.reports.schedule_plan import schedule_plan
+from distiller_ng.reports.schedule_timeline import schedule_timeline
+
+__all__ = ["PlanCommand"]
+
+
+@COMMANDS.register("plan")
+class PlanCommand(Command):
+    """Before training: each policy's parameters, values and epochs, and a timeline, also as a picture.
+
+    ``distiller-ng plan agp.yaml --arch resnet20_cifar --dataset cifar10 --picture plan.svg``
+    """
+
+    help: ClassVar[str] = "say what a schedule will do and when, before training; draw it"
+    example: ClassVar[str] = (
+        "distiller-ng plan agp.yaml --arch resnet20_cifar --epochs 90 --steps-per-epoch 390 --picture plan.svg"
+    )
+
+    def configure(self, parser: argparse.ArgumentParser) -> None:
+        """``plan FILE model [--epochs N] [--steps-per-epoch N] [--lr LR] [--picture PATH] [--json]``."""
+        parser.add_argument("file", metavar="FILE", help="a schedule (.yaml) or a recipe (.yaml, .md)")
+        parser.add_argument("--epochs", type=whole(1), metavar="N", help="length of the run (default: of the schedule)")
+        parser.add_argument(
+            "--steps-per-epoch", type=above_zero, default=100.0, metavar="N", help="optimizer steps (default: 100)"
+        )
+        parser.add_argument("--lr", type=above_zero, default=0.1, metavar="LR", help="to start from (default: 0.1)")
+        parser.add_argument("--picture", metavar="PATH", help="also draw the timeline to this .svg or .png")
+        parser.add_argument("--recipe-args", metavar="ARGS", help="values of variables: name=value,... or JSON")
+        add_json_argument(parser)
+        add_model_arguments(parser)
+
+    def run(self, options: argparse.Namespace) -> int:
+        """Print the plan."""
+        given = required_model(options)
+        optimizer = SGD(given.model.parameters(), lr=options.lr, momentum=0.9)
+        example = given.example_or_none()
+        scheduler = file_config(
+            given.model, optimizer, options.file, example_inputs=example, recipe_args=options.recipe_args
+        )
+        steps = options.steps_per_epoch
+        plan = schedule_plan(scheduler, steps, options.epochs)
+        timeline = schedule_timeline(scheduler, steps, options.epochs, optimizer=optimizer)
+        if options.picture:
+            timeline.save(options.picture)
+        if options.json:
+            print_json({**plan.as_dict(), "timeline": timeline.as_dict()})
+        else:
+            sys.stdout.write(f"{plan}\n\n{timeline.text(ascii_only=not writes_unicode())}\n")
+        return 0
