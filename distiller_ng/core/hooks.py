@@ -171,7 +171,9 @@ class HookDriver(PolicyList):
         self.masks.project_()
         planned: dict[str, float | None] = {}
         for entry in self._entries:
-            planned.update(entry.policy.planned_sparsity(entry.window, self.parameters))
+            for name, sparsity in entry.policy.planned_sparsity(entry.window, self.parameters).items():
+                if sparsity is not None or name not in planned:
+                    planned[name] = sparsity
         for note in notes:
             logger.warning(note)
         return summarize(self.parameters, planned, self.masks.masked(), tuple(notes))

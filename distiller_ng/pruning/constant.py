@@ -76,7 +76,7 @@ class ConstantPruner(Pruner):
         self.weights = check_weights(weights)
         self.min_sparsity = check_number(min_sparsity, ("min_sparsity",), low=0, high=1)
         self._held: dict[str, bool] = {}
-        self._found: dict[str, float] = {}  # sparsity of each target when the policy joined its schedule
+        self._found: dict[str, float] = {}  # sparsity of each target when it joined its schedule, then when it was held
 
     def targets(self) -> Sequence[Target]:
         """``weights``."""
@@ -93,6 +93,7 @@ class ConstantPruner(Pruner):
             self._held[name] = self._is_held(name, weight)
             if self._held[name]:
                 masks[name] = (weight != 0).to(weight.dtype)
+                self._found[name] = _zeros(weight)
                 if self.pattern is not None:
                     masks[name] *= nm_mask(weight.abs(), self.pattern)
             elif self.target_of(name) == ALL:
@@ -108,24 +109,27 @@ class ConstantPruner(Pruner):
     def check(self, window: PolicyWindow, parameters: ParameterIndex) -> None:
         """Says what a model that is not sparse means."""
         super().check(window, parameters)
-        self._found = {name: _zeros(parameters[name]) for name in self.names}
+        self._found |= {name: _zeros(parameters[name]) for name in self.names if name not in self._held}
         if not any(self._found.values()) and self.pattern is None:
             logger.warning("pruner %r has nothing to hold: none of its weights has zeros yet", self.owner)
 
     def planned_sparsity(self, name: str, window: PolicyWindow) -> float | None:
-        """What it was."""
-        return None if self.pattern is not None else self._found.get(name)
+        """What it is when holding begins; None for what is not held."""
+        if self.pattern is not None or not self._held.get(name, True):
+            return None
+        return self._found.get(name)
 
     def state_dict(self) -> dict[str, Any]:
         """What is held; the masks themselves are the scheduler's."""
-        return {**super().state_dict(), "held": dict(self._held)}
+        return {**super().state_dict(), "held": dict(self._held), "found": dict(self._found)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore :meth:`state_dict`; raises :class:`CheckpointError` for one without ``held``."""
         if "held" not in state:
             raise CheckpointError(f"pruner {self.owner!r}: the checkpoint does not say what is held")
-        super().load_state_dict({key: value for key, value in state.items() if key != "held"})
+        super().load_state_dict({key: value for key, value in state.items() if key not in ("held", "found")})
         self._held = {name: bool(held) for name, held in state["held"].items()}
+        self._found |= {name: float(found) for name, found in state.get("found", {}).items()}
 
     def _is_held(self, name: str, weight: Tensor) -> bool:
         sparsity = _zeros(weight)

@@ -13,7 +13,14 @@ from distiller_ng.core.window import PolicyWindow
 from distiller_ng.errors import ArgumentError, CalibrationError, TargetError
 from distiller_ng.names import ParameterIndex
 from distiller_ng.policies.pruning import PruningPolicy
-from distiller_ng.pruning import ACDCPruner, ConstantPruner, MovementPruner, RigLPruner, StructuredPruner
+from distiller_ng.pruning import (
+    ACDCPruner,
+    ConstantPruner,
+    MagnitudePruner,
+    MovementPruner,
+    RigLPruner,
+    StructuredPruner,
+)
 from distiller_ng.pruning.rigl import layer_sparsities
 
 STEPS = 4
@@ -163,9 +170,32 @@ def test_constant_asks_once_and_a_resumed_run_does_not_ask_again():
     other = ConstantPruner("p", "a.weight")
     other.load_state_dict(pruner.state_dict())
     assert decide(other, model, context(model, masks=masks)) == {}
-    assert pruner.planned_sparsity("a.weight", PolicyWindow.from_range(0, 1)) is None
     pruner.check(PolicyWindow.from_range(0, -1), ParameterIndex(model))
-    assert pruner.planned_sparsity("a.weight", PolicyWindow.from_range(0, 1)) == pytest.approx(2 / 3)
+    for one in (pruner, other):  # what was held, not what is there by now
+        assert one.planned_sparsity("a.weight", PolicyWindow.from_range(0, 1)) == pytest.approx(1 / 3)
+    new = ConstantPruner("p", "a.weight")
+    new.bind(ParameterIndex(model))
+    new.check(PolicyWindow.from_range(0, -1), ParameterIndex(model))
+    assert new.planned_sparsity("a.weight", PolicyWindow.from_range(0, 1)) == pytest.approx(2 / 3)
+
+
+def test_constant_plans_nothing_for_what_it_leaves_and_keeps_what_others_planned():
+    model = mlp()
+    with torch.no_grad():
+        model[0].bias.zero_()
+    scheduler = distiller.CompressionScheduler(model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+    magnitude = MagnitudePruner("m", "0.weight", init_sparsity=0.5, final_sparsity=0.5)
+    scheduler.add_policy(PruningPolicy(magnitude), starting_epoch=0, ending_epoch=1, trigger="step")
+    hold = PruningPolicy(ConstantPruner("c", "__ALL__"))
+    scheduler.add_policy(hold, starting_epoch=1, ending_epoch=-1, frequency=0, trigger="step")
+    for _ in scheduler.epochs(2):
+        for _ in scheduler.minibatches([0, 1]):
+            scheduler.optimizer.zero_grad()
+            scheduler.backward(model(torch.randn(4, 6)).square().mean())
+            scheduler.optimizer.step()
+    found = {row.name: (row.planned, row.achieved > 0) for row in scheduler.finish().parameters}
+    assert found["0.weight"] == (0.5, True)
+    assert found["0.bias"] == (None, False)
 
 
 # -- AC/DC -----------------------------------------------------------------------------------------------------------
