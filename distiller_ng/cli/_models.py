@@ -6,7 +6,6 @@ import argparse
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from distiller_ng.errors import ArgumentError, did_you_mean
 from distiller_ng.models import create_model, load_weights_
 from distiller_ng.models.weights import read_state_dict
 
-__all__ = ["GivenModel", "add_model_arguments", "given_model", "required_model"]
+__all__ = ["GivenModel", "add_model_arguments", "called", "given_model", "named_object", "required_model"]
 
 _SEED = 0
 #: What importing, building and running code of the user's may raise; none of it deserves a traceback through ours.
@@ -144,42 +143,52 @@ def _checked_shape(shape: Any, name: str) -> tuple[int, ...] | None:
 # -- the user's own ----------------------------------------------------------------------------------------------------
 
 
-def _own_model(text: str) -> nn.Module:
-    place, colon, factory = text.rpartition(":")
-    if not colon or not place or not factory:
-        raise ArgumentError(f"--model {text}: write package.module:factory or file.py:factory, e.g. mynet.py:MyNet")
-    module = _from_file(Path(place).expanduser()) if place.endswith(".py") else _imported(place)
-    built = _found(module, factory, text)
-    if not isinstance(built, nn.Module):
-        if not callable(built):
-            what = f"is a {type(built).__name__}, not a class or function that builds a model"
-            raise ArgumentError(f"--model {text}: {factory} {what}")
-        built = _called(built, text)
-    if not isinstance(built, nn.Module):
-        raise ArgumentError(f"--model {text}: {factory}() returned a {type(built).__name__}, not a torch.nn.Module")
-    return built
+def named_object(text: str, flag: str) -> Any:
+    """What ``package.module:name`` or ``file.py:name`` means; ``flag`` is the option, for messages.
+
+    Raises :class:`ArgumentError` for a module or file that cannot be imported, and a name that is not in it.
+    """
+    place, colon, name = text.rpartition(":")
+    if not colon or not place or not name:
+        raise ArgumentError(f"{flag} {text}: write package.module:name or file.py:name, e.g. mynet.py:MyNet")
+    module = _from_file(Path(place).expanduser(), flag) if place.endswith(".py") else _imported(place, flag)
+    return _found(module, name, f"{flag} {text}")
 
 
-def _found(module: Any, name: str, text: str) -> Any:
-    found = module
-    for part in name.split("."):
-        if not hasattr(found, part):
-            names = [known for known in vars(module) if not known.startswith("_")]
-            raise ArgumentError(f"--model {text}: there is no {name!r} in it. {did_you_mean(name, names)}")
-        found = getattr(found, part)
-    return found
+def called(factory: Any, what: str) -> Any:
+    """The result of a function of the user's without arguments; ``what`` begins messages.
 
-
-def _called(factory: Callable[[], Any], text: str) -> Any:
+    Raises :class:`ArgumentError` for what cannot be called, and when it fails.
+    """
+    if not callable(factory):
+        raise ArgumentError(f"{what} is a {type(factory).__name__}, not a class or function")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_SEED)
         try:
             return factory()
         except _USER_CODE as error:
-            raise ArgumentError(f"--model {text}: building it failed: {_one_line(error)}") from error
+            raise ArgumentError(f"{what}() failed: {_one_line(error)}") from error
 
 
-def _imported(name: str) -> Any:
+def _own_model(text: str) -> nn.Module:
+    found = named_object(text, "--model")
+    built = found if isinstance(found, nn.Module) else called(found, f"--model {text}")
+    if not isinstance(built, nn.Module):
+        raise ArgumentError(f"--model {text}() returned a {type(built).__name__}, not a torch.nn.Module")
+    return built
+
+
+def _found(module: Any, name: str, what: str) -> Any:
+    found = module
+    for part in name.split("."):
+        if not hasattr(found, part):
+            names = [known for known in vars(module) if not known.startswith("_")]
+            raise ArgumentError(f"{what}: there is no {name!r} in it. {did_you_mean(name, names)}")
+        found = getattr(found, part)
+    return found
+
+
+def _imported(name: str, flag: str) -> Any:
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)  # as `python -m` does
@@ -189,12 +198,12 @@ def _imported(name: str) -> Any:
         hint = ""
         if isinstance(error, ModuleNotFoundError) and Path(f"{name}.py").exists():
             hint = f". Did you mean {name}.py:...?"
-        raise ArgumentError(f"--model: {name} cannot be imported: {_one_line(error)}{hint}") from error
+        raise ArgumentError(f"{flag}: {name} cannot be imported: {_one_line(error)}{hint}") from error
 
 
-def _from_file(path: Path) -> Any:
+def _from_file(path: Path, flag: str) -> Any:
     if not path.is_file():
-        raise ArgumentError(f"--model: there is no file {str(path)!r}")
+        raise ArgumentError(f"{flag}: there is no file {str(path)!r}")
     folder = str(path.parent.resolve())
     if folder not in sys.path:
         sys.path.insert(0, folder)  # so that it may import its neighbours, and worker processes find it
@@ -206,7 +215,7 @@ def _from_file(path: Path) -> Any:
         return loaded
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise ArgumentError(f"--model: {path} is no Python file")
+        raise ArgumentError(f"{flag}: {path} is no Python file")
     module = importlib.util.module_from_spec(spec)
     before = sys.modules.get(name)
     sys.modules[name] = module  # dataclasses and pickle look it up
@@ -214,7 +223,7 @@ def _from_file(path: Path) -> Any:
         spec.loader.exec_module(module)
     except _USER_CODE as error:
         del sys.modules[name]
-        raise ArgumentError(f"--model: {path} cannot be imported: {_one_line(error)}") from error
+        raise ArgumentError(f"{flag}: {path} cannot be imported: {_one_line(error)}") from error
     finally:
         if before is not None:
             sys.modules[name] = before

@@ -6,7 +6,7 @@ import argparse
 import math
 from collections.abc import Callable
 
-__all__ = ["above_zero", "whole"]
+__all__ = ["above_zero", "fraction", "whole"]
 
 
 def whole(least: int) -> Callable[[str], int]:
@@ -32,4 +32,12 @@ def above_zero(text: str) -> float:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"must be a number above 0, got {text}")
+    return value
+
+
+def fraction(text: str) -> float:
+    """A ``type=`` for argparse: a number above 0, at most 1."""
+    value = above_zero(text)
+    if value > 1:
+        raise argparse.ArgumentTypeError(f"must be a fraction, at most 1, got {text}")
     return value

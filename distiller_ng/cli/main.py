@@ -23,6 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with warnings.catch_warnings():
         warnings.showwarning = _show
         warnings.simplefilter("always", ScheduleWarning)
+        for category in (DeprecationWarning, FutureWarning):  # between packages; the user of a command cannot help it
+            warnings.simplefilter("ignore", category)
         try:
             return int(options.run(options))
         except DistillerError as error:

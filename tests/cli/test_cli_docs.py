@@ -37,4 +37,4 @@ def test_examples_of_the_help_parse(entry):
 
 def test_every_command_of_the_page_exists():
     sections = re.findall(r"^## (\w+)$", (ROOT / "docs" / "command.md").read_text(encoding="utf-8"), re.MULTILINE)
-    assert set(sections) <= set(COMMANDS.names()) and "lint" in sections
+    assert set(sections) <= set(COMMANDS.names()) and len(sections) >= 7

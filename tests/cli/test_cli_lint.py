@@ -143,14 +143,14 @@ def test_nothing_on_the_model_changes():
 @pytest.mark.parametrize(
     ("model", "said"),
     [
-        ("tiny_net.py:fails", "building it failed: RuntimeError: no weights"),
+        ("tiny_net.py:fails", "fails() failed: RuntimeError: no weights"),
         ("tiny_net.py:returns_a_number", "returns_a_number() returned a int, not a torch.nn.Module"),
         ("tiny_net:size", "size is a int, not a class or function"),
         ("tiny_net:TinyNett", "there is no 'TinyNett' in it. Did you mean 'TinyNet'?"),
         ("no_such_module:Net", "no_such_module cannot be imported: ModuleNotFoundError"),
         ("no_such_file.py:Net", "there is no file 'no_such_file.py'"),
-        ("tiny_net", "write package.module:factory or file.py:factory"),
-        ("tiny_net:", "write package.module:factory"),
+        ("tiny_net", "write package.module:name or file.py:name"),
+        ("tiny_net:", "write package.module:name"),
         (".tiny:Net", "cannot be imported"),
         ("broken.py:Net", "broken.py cannot be imported: SyntaxError"),
     ],

@@ -1,0 +1,105 @@
+"""The data a command measures or calibrates with: a known data set, or the user's own function (layer 5)."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from distiller_ng.apputils import load_data
+from distiller_ng.apputils.classifier_loops import test
+from distiller_ng.cli._models import GivenModel, called, named_object
+from distiller_ng.cli._numbers import fraction, whole
+from distiller_ng.errors import ArgumentError
+
+__all__ = ["Evaluation", "OwnEvaluation", "add_data_arguments", "calibration_batches", "evaluation"]
+
+
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``--data``, ``--batch-size`` and ``--data-fraction``."""
+    group = parser.add_argument_group("Data")
+    group.add_argument("--data", metavar="DIR", help="where the data set is; digits and synthetic need none")
+    group.add_argument("-b", "--batch-size", type=whole(1), default=256, metavar="N", help="samples (default: 256)")
+    group.add_argument(
+        "--data-fraction", type=fraction, default=1.0, metavar="F", help="part of the data to use (default: 1.0)"
+    )
+
+
+@dataclass
+class Evaluation:
+    """``evaluation(model=model)`` -> ``(top1, top5, loss)`` on a data set's test images, the same ones every time.
+
+    It can be sent to another process, which reads the data itself.
+    """
+
+    dataset: str
+    folder: str | None
+    batch_size: int
+    fraction: float
+    _loader: Any = field(default=None, repr=False)
+
+    def __call__(self, model: nn.Module) -> tuple[float, float, float]:
+        """Measure."""
+        return test(self.loader(), model, nn.CrossEntropyLoss())
+
+    def loader(self) -> Any:
+        """The test images. Raises :class:`DatasetError` when they are not there."""
+        if self._loader is None:
+            sizes = {"effective_test_size": self.fraction, "fixed_subset": True, "sequential": True}
+            self._loader = load_data(
+                self.dataset,
+                "",
+                self.folder,
+                self.batch_size,
+                0,
+                test_only=True,
+                **sizes,  # type: ignore[arg-type]
+            )[2]
+        return self._loader
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_loader": None}
+
+
+@dataclass(frozen=True)
+class OwnEvaluation:
+    """A function of the user's, named on the command line, as something that can be sent to another process."""
+
+    text: str
+
+    def __call__(self, model: nn.Module) -> Any:
+        """Call it."""
+        return called(partial(named_object(self.text, "--evaluate"), model), f"--evaluate {self.text}")
+
+
+def evaluation(options: argparse.Namespace, given: GivenModel) -> Evaluation | OwnEvaluation:
+    """What measures the model; raises :class:`ArgumentError` when there is neither a data set nor a function."""
+    if options.evaluate is not None:
+        if not callable(named_object(options.evaluate, "--evaluate")):
+            raise ArgumentError(f"--evaluate {options.evaluate} is no function")
+        return OwnEvaluation(options.evaluate)
+    found = Evaluation(_dataset(given, "--evaluate"), options.data, options.batch_size, options.data_fraction)
+    found.loader()
+    return found
+
+
+def calibration_batches(options: argparse.Namespace, given: GivenModel) -> Iterable[Any]:
+    """Training images, without augmentation, or what the user's ``--loader`` returns."""
+    if options.loader is not None:
+        batches = called(named_object(options.loader, "--loader"), f"--loader {options.loader}")
+        if not isinstance(batches, Iterable):
+            raise ArgumentError(f"--loader {options.loader}() returned a {type(batches).__name__}, not batches")
+        return batches
+    dataset = _dataset(given, "--loader")
+    loaders = load_data(dataset, "", options.data, options.batch_size, 0, effective_valid_size=options.data_fraction)
+    return loaders[1] if loaders[1] is not None else loaders[2]
+
+
+def _dataset(given: GivenModel, flag: str) -> str:
+    if given.dataset is None:
+        raise ArgumentError(f"{given.name}: say what data it takes: --dataset NAME, or {flag} package.module:function")
+    return given.dataset

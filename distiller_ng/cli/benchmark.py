@@ -1,0 +1,74 @@
+"""``distiller-ng benchmark``: how fast, how large (layer 5)."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from distiller_ng.cli._models import add_model_arguments, given_model
+from distiller_ng.cli._numbers import above_zero, whole
+from distiller_ng.cli._printing import add_json_argument, print_json
+from distiller_ng.cli.base import COMMANDS, Command
+from distiller_ng.errors import ArgumentError
+from distiller_ng.export import benchmark_model
+
+__all__ = ["BenchmarkCommand"]
+
+
+@COMMANDS.register("benchmark")
+class BenchmarkCommand(Command):
+    """Measure files side by side in their runtimes; with a model, against it.
+
+    ``distiller-ng benchmark fp32.onnx int8.onnx --input-shape 1,3,32,32``
+    """
+
+    help: ClassVar[str] = "measure models side by side: latency, throughput, file size, memory"
+    example: ClassVar[str] = "distiller-ng benchmark fp32.onnx int8.onnx --input-shape 1,3,32,32 --batches 1 64"
+
+    def configure(self, parser: argparse.ArgumentParser) -> None:
+        """``benchmark FILE... [model] [--batches N...] [--threads N] [--seconds S] [--no-memory] [--json]``."""
+        parser.add_argument("files", metavar="FILE", nargs="*", help=".onnx, .xml (OpenVINO) or .pt2 (torchao)")
+        parser.add_argument(
+            "--batches", type=whole(1), nargs="+", default=[1, 128], metavar="N", help="(default: 1 128)"
+        )
+        parser.add_argument("--threads", type=whole(1), default=1, metavar="N", help="threads (default: 1)")
+        parser.add_argument("--seconds", type=above_zero, default=2.0, metavar="S", help="for each batch size (2)")
+        parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="default: wall")
+        parser.add_argument("--no-memory", action="store_true", help="do not measure memory: no processes are started")
+        add_json_argument(parser)
+        add_model_arguments(parser)
+
+    def run(self, options: argparse.Namespace) -> int:
+        """Measure and print; the first one is what the others are compared with."""
+        given = given_model(options)
+        models: dict[str, Any] = {} if given is None else {given.name: given.model}
+        for file in options.files:
+            name = Path(file).name
+            models[str(file) if name in models else name] = file
+        if not models:
+            raise ArgumentError("there is nothing to measure: give files (.onnx, .xml, .pt2), or a model")
+        if given is not None:
+            example = given.example()
+        elif options.input_shape is not None:
+            example = torch.randn(options.input_shape, generator=torch.Generator().manual_seed(0))
+        else:
+            raise ArgumentError("give the shape of the models' input, e.g. --input-shape 1,3,32,32")
+        result = benchmark_model(
+            models,
+            example,
+            batches=options.batches,
+            threads=options.threads,
+            seconds=options.seconds,
+            clock=options.clock,
+            memory=not options.no_memory,
+        )
+        if options.json:
+            print_json(json.loads(result.to_json()))
+        else:
+            sys.stdout.write(f"{result}\n")
+        return 0

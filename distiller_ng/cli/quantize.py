@@ -1,0 +1,69 @@
+"""``distiller-ng quantize``: post-training quantization, written for a runtime (layer 5)."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import ClassVar
+
+from distiller_ng.cli._data import add_data_arguments, calibration_batches
+from distiller_ng.cli._models import add_model_arguments, required_model
+from distiller_ng.cli._numbers import whole
+from distiller_ng.cli._printing import add_json_argument, print_json
+from distiller_ng.cli.base import COMMANDS, Command
+from distiller_ng.cli.export import report_data
+from distiller_ng.export import EXPORTERS
+from distiller_ng.export.automatic import quantize
+
+__all__ = ["QuantizeCommand"]
+
+
+@COMMANDS.register("quantize")
+class QuantizeCommand(Command):
+    """Calibrate, quantize, and write the model for a runtime.
+
+    ``distiller-ng quantize --arch resnet20_cifar --checkpoint best.pth.tar --to onnx -o int8.onnx``
+    """
+
+    help: ClassVar[str] = "quantize a trained model without training and write it for a runtime"
+    example: ClassVar[str] = (
+        "distiller-ng quantize --model mynet.py:MyNet --checkpoint net.pt --loader mydata.py:batches -o int8.onnx"
+    )
+
+    def configure(self, parser: argparse.ArgumentParser) -> None:
+        """``quantize model [--to TARGET] -o PATH [--bits-weights N] [--bits-activations N] [--effort E] [--json]``."""
+        parser.add_argument("--to", default="onnx", choices=EXPORTERS.names(), help="the runtime (default: onnx)")
+        parser.add_argument("-o", "--output", required=True, metavar="PATH", help="the file to write")
+        parser.add_argument("--loader", metavar="PKG.MOD:FUNCTION", help="your own: a function that returns batches")
+        parser.add_argument("--bits-weights", type=whole(2), default=8, metavar="N", help="2 to 8 (default: 8)")
+        parser.add_argument("--bits-activations", type=whole(2), default=8, metavar="N", help="default: 8")
+        parser.add_argument("--weights-only", action="store_true", help="activations stay in floating point")
+        parser.add_argument("--effort", choices=("fast", "normal", "high"), default="normal", help="default: normal")
+        parser.add_argument("--samples", type=whole(1), default=512, metavar="N", help="to calibrate with (512)")
+        parser.add_argument("--min-sqnr", type=float, metavar="DB", help="more bits for layers until this is met")
+        parser.add_argument("--min-agreement", type=float, metavar="F", help="the same for equal top-1 decisions, 0..1")
+        add_json_argument(parser)
+        add_model_arguments(parser)
+        add_data_arguments(parser)
+
+    def run(self, options: argparse.Namespace) -> int:
+        """Quantize, write, and say what was done."""
+        given = required_model(options)
+        quantized = quantize(
+            given.model,
+            calibration_batches(options, given),
+            bits_weights=options.bits_weights,
+            bits_activations=None if options.weights_only else options.bits_activations,
+            effort=options.effort,
+            samples=options.samples,
+            min_sqnr=options.min_sqnr,
+            min_agreement=options.min_agreement,
+        )
+        report = quantized.convert(options.to, options.output)
+        if options.json:
+            layers = quantized.layers.records()
+            steps = {"sqnr_db": quantized.sqnr_db, "agreement": quantized.agreement, "steps": list(quantized.steps)}
+            print_json({**steps, "layers": layers, "export": report_data(report)})
+        else:
+            sys.stdout.write(f"{quantized.summary()}\n\n{report}\n")
+        return 0
