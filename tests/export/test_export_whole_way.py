@@ -75,3 +75,10 @@ def test_pruned_trained_and_thinned_resnet20_runs_as_int8(tmp_path):
     # The residual additions follow the quantizer: their inputs stay in floating point, as the report says.
     assert report.details["kernels"]["QLinearConv"] == len(report.quantized) == 10
     assert "output is not quantized" in report.floating["layer1.0.conv2"]
+
+    # Grids there, observed on training images, let everything run as integers and decide alike.
+    rest = quantizer.convert("onnx", tmp_path / "int8.onnx", images[1200:1264], calibration_data=images[:256])
+    assert rest.details["kernels"]["QLinearConv"] == 21 and rest.details["kernels"]["QLinearAdd"] == 9
+    assert not rest.floating and len(rest.details["added_grids"]) == 12
+    assert abs(simulated - top1(rest.model, *held_out)) <= 0.5
+    assert rest.agreement.sqnr_db > 25
