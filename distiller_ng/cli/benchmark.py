@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,8 +15,9 @@ from distiller_ng.cli._models import add_model_arguments, given_model
 from distiller_ng.cli._numbers import above_zero, whole
 from distiller_ng.cli._printing import add_json_argument, print_json
 from distiller_ng.cli.base import COMMANDS, Command
-from distiller_ng.errors import ArgumentError
+from distiller_ng.errors import ArgumentError, DistillerError
 from distiller_ng.export import benchmark_model
+from distiller_ng.export.benchmarking_runtimes import loaded
 
 __all__ = ["BenchmarkCommand"]
 
@@ -58,6 +60,8 @@ class BenchmarkCommand(Command):
             example = torch.randn(options.input_shape, generator=torch.Generator().manual_seed(0))
         else:
             raise ArgumentError("give the shape of the models' input, e.g. --input-shape 1,3,32,32")
+        for file in options.files:
+            _check_file(Path(file).expanduser(), options.threads)
         result = benchmark_model(
             models,
             example,
@@ -72,3 +76,17 @@ class BenchmarkCommand(Command):
         else:
             sys.stdout.write(f"{result}\n")
         return 0
+
+
+def _check_file(path: Path, threads: int) -> None:
+    """Refuse a file that does not load, by its name; raises :class:`ArgumentError`."""
+    if not path.is_file():
+        raise ArgumentError(f"there is no file {str(path)!r}")
+    if path.suffix == ".pt2":  # loading one compiles it, and torch logs a traceback for a damaged one
+        if not zipfile.is_zipfile(path):
+            raise ArgumentError(f"{path}: damaged, or no file of the torchao exporter")
+        return
+    try:
+        loaded(path, threads)
+    except (DistillerError, RuntimeError) as error:
+        raise ArgumentError(f"{path}: {' '.join(str(error).split())}") from error

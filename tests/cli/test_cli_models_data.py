@@ -144,8 +144,9 @@ def test_wrong_exports_and_benchmarks(folder, own, capsys):
     fails_with(capsys, ["benchmark", "net.onnx"], "give the shape of the models' input")
     fails_with(capsys, ["benchmark", "net.onnx", "--input-shape", "1,1,8,8"], "there is no file 'net.onnx'")
     fails_with(capsys, ["benchmark", "agp.yaml", "--input-shape", "1,1,8,8"], "agp.yaml does not run by itself")
-    (folder / "bad.onnx").write_text("no model")
-    fails_with(capsys, ["benchmark", "bad.onnx", "--input-shape", "1,1,8,8"], "ONNX Runtime refuses the model")
+    for name in ("bad.onnx", "bad.pt2"):
+        (folder / name).write_text("no model")
+        fails_with(capsys, ["benchmark", name, "--input-shape", "1,1,8,8"], f"{name}: ")
     with pytest.raises(SystemExit) as caught:
         main(["export", "--to", "onx", "-o", "x", *own])
     assert caught.value.code == 2 and "invalid choice: 'onx'" in capsys.readouterr().err
