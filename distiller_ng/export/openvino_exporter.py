@@ -14,6 +14,7 @@ from torch import nn
 from distiller_ng.errors import ExportError
 from distiller_ng.export._onnx_precision import openvino_layers
 from distiller_ng.export._onnx_writing import onnx_bytes
+from distiller_ng.export._openvino_layers import as_they_run, without_shared_zero_points
 from distiller_ng.export.onnx_exporter import OnnxOptions, float_bytes, lowered, obstacles, output_steps
 from distiller_ng.export.openvino_runtime import OpenVinoModule
 from distiller_ng.export.quantized_graph import QuantizedGraph
@@ -36,7 +37,10 @@ class OpenVinoExporter(Exporter):
     suffix: ClassVar[str] = ".xml"
 
     def issues(self, model: nn.Module, example_inputs: ExampleInputsLike, **options: Any) -> list[str]:
-        """What cannot be exported, and every layer that stays in floating point, with the reason."""
+        """What cannot be exported, and every layer that stays in floating point, with the reason.
+
+        What OpenVINO decides when it compiles the model is in the report of :meth:`export` alone.
+        """
         try:
             graph = _lowered(model, example_inputs, OnnxOptions.parse(options))
         except ExportError as error:
@@ -61,6 +65,7 @@ class OpenVinoExporter(Exporter):
             raise ExportError("the model cannot be exported to OpenVINO: " + "; ".join(blocked))
         names = {"input_names": chosen.input_names, "output_names": chosen.output_names}
         content = onnx_bytes(graph, opset=chosen.opset, clips_integers=False, **names)
+        content = without_shared_zero_points(content)
         with tempfile.TemporaryDirectory() as folder:
             network = _converted(openvino, content, Path(folder))
             module = OpenVinoModule(network, threads=chosen.threads)
@@ -74,7 +79,7 @@ class OpenVinoExporter(Exporter):
             () if path is None else files,
             size,
             float_bytes(model),
-            openvino_layers(graph),
+            as_they_run(openvino_layers(graph), graph, module),
             graph.notes,
             agreement,
             module,

@@ -15,6 +15,8 @@ from distiller_ng.ops.optional import require
 
 __all__ = ["OpenVinoModule"]
 
+_MULTIPLYING = ("Convolution", "Deconvolution", "FullyConnected", "MatMul", "Gather", "Subgraph")
+
 
 class OpenVinoModule(nn.Module):
     """Runs an OpenVINO model on the CPU: ``OpenVinoModule("model.xml")(images)``.
@@ -54,6 +56,18 @@ class OpenVinoModule(nn.Module):
         found = self.compiled(feed)
         outputs = tuple(torch.from_numpy(found[port].copy()) for port in self.compiled.outputs)
         return outputs[0] if len(outputs) == 1 else outputs
+
+    def kernels_by_origin(self) -> dict[str, tuple[str, str]]:
+        """``{layer of the ONNX file: (kernel, precision)}`` of what multiplies: ``("Convolution", "u8")``."""
+        found: dict[str, tuple[str, str]] = {}
+        for operation in self.compiled.get_runtime_model().get_ops():
+            info = operation.get_rt_info()
+            kind, precision = (info[key].astype(str) for key in ("layerType", "runtimePrecision"))
+            if kind in _MULTIPLYING:
+                origins = info["originalLayersNames"].astype(str) if "originalLayersNames" in info else ""
+                for origin in [operation.get_friendly_name(), *origins.split(",")]:
+                    found[origin.partition("/")[0]] = (kind, precision)
+        return found
 
     def kernels(self) -> dict[str, int]:
         """How often each layer type runs in which precision: ``{"Convolution u8": 19, "FullyConnected u8": 1}``."""

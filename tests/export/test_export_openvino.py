@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+import distiller_ng
 from distiller_ng.errors import ArgumentError, ExportError
 from distiller_ng.export import export_model
 from distiller_ng.export.openvino_runtime import OpenVinoModule
@@ -68,3 +69,44 @@ def test_refusals_leave_nothing(tmp_path):
         export_model(Net(), "openvino", torch.randn(1, 3, 8, 8), tmp_path / "net", speed=3)
     with pytest.raises(ExportError, match="OpenVINO refuses"):
         OpenVinoModule(tmp_path / "missing.xml")
+
+
+class _SharedZeroPoints(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.up, self.relu, self.head = nn.ConvTranspose2d(8, 8, 2, 2), nn.ReLU(), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.up(self.relu(self.b(self.relu(self.a(x))))))
+
+
+def test_layers_with_equal_zero_points_run_as_integers_too() -> None:
+    torch.manual_seed(0)
+    data = [torch.randn(8, 3, 8, 8) for _ in range(4)]
+    report = distiller_ng.quantize(_SharedZeroPoints(), data, effort="fast").convert("openvino")
+    assert set(report.quantized) == {"a", "b", "up", "head"}
+    assert not any(kernel in report.details["kernels"] for kernel in ("Convolution f32", "Deconvolution f32"))
+
+
+class _Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.norm = nn.Linear(8, 24), nn.LayerNorm(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.norm(x)).unsqueeze(1).chunk(3, dim=-1)
+        return (q @ k.transpose(-2, -1)).softmax(-1) @ v
+
+
+def test_what_the_runtime_fuses_into_a_floating_point_kernel_is_not_called_integer() -> None:
+    torch.manual_seed(0)
+    data = [torch.randn(8, 5, 8) for _ in range(4)]
+    report = distiller_ng.quantize(_Attention(), data, effort="fast").convert("openvino")
+    integer = sum(
+        count
+        for kernel, count in report.details["kernels"].items()
+        if kernel.endswith(("MatMul u8", "FullyConnected u8", "MatMul i8"))
+    )
+    assert len(report.quantized) == integer
+    assert all("OpenVINO" in reason for reason in report.floating.values())
