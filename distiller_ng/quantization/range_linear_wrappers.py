@@ -92,6 +92,7 @@ class RangeLinearQuantWrapper(OutputGrid):
         self.quantize_inputs = quantize_inputs
         self.input_overrides = input_settings(settings, input_overrides)
         self._input_stats = dict((activation_stats or {}).get("inputs") or {})
+        self._known_grids: dict[tuple[int, QuantSettings, int | None], tuple[Tensor, Tensor]] = {}
 
     @classmethod
     def _check_module(cls, module: nn.Module) -> None:
@@ -198,7 +199,10 @@ class RangeLinearQuantWrapper(OutputGrid):
                 f"the statistics of {type(self.wrapped_module).__name__} have nothing about its input {index}, which "
                 "needs to be quantized: collect them again"
             )
-        return settings, *settings.of_stats(self._input_stats[index], self.scale_approx_mult_bits)
+        key = (index, settings, self.scale_approx_mult_bits)
+        if key not in self._known_grids:  # some clippings search for their range: not in every call
+            self._known_grids[key] = settings.of_stats(self._input_stats[index], self.scale_approx_mult_bits)
+        return settings, *self._known_grids[key]
 
     def _input_settings(self, index: int) -> QuantSettings:
         override = self.input_overrides.get(index)

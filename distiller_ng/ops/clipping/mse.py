@@ -2,14 +2,15 @@
 
 Clipping adds error at the ends and takes it away everywhere else, so the optimum depends on the data and on the bits.
 The search tries hundredths of the real range, then 500ths around the best; an asymmetric range is shrunk as a whole
-first, then each end in turn. Of large weights the 100 are tried on a sample. A histogram's error is integrated exactly
-within the bins, so the number of bins does not have to exceed the number of levels.
+first, then each end in turn. Of large weights the 100 are tried on a sample, of a histogram with its bins merged. A
+histogram's error is integrated exactly within the bins, so the number of bins does not have to exceed the number of
+levels.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -25,6 +26,8 @@ _HISTOGRAM_FROM = 1 << 17  # values; beyond this a histogram of 8192 bins is as 
 _SAMPLE = 1 << 18  # values of all rows together, for the coarse search
 _SMALLEST_SAMPLE = 256  # of one row
 _COARSE, _FINE, _AROUND = 100, 500, 5
+_FEW_BINS = 512  # of a histogram, for the coarse search
+_PIECE = 25  # ranges tried at once
 
 
 def mse_range(
@@ -40,7 +43,7 @@ def mse_range(
         values = Histogram.of_tensor(values, bins=8192)
     if isinstance(values, Histogram):
         errors: _Errors = _HistogramErrors(values, num_bits, mode)
-        rough = errors
+        rough: _Errors = _HistogramErrors(_merged(values), num_bits, mode)
         lows, highs = torch.tensor([values.low]), torch.tensor([values.high])
     else:
         rows = rows_along(values, axis)
@@ -103,6 +106,10 @@ class _Errors(ABC):
     def of(self, low: Tensor, high: Tensor) -> Tensor:
         """``[C]`` errors for the ranges ``low .. high``, both ``[C]``."""
 
+    def of_each(self, lows: Tensor, highs: Tensor) -> Tensor:
+        """``[K, C]`` errors of ``K`` ranges a row, both ``[K, C]``."""
+        return torch.stack([self.of(low, high) for low, high in zip(lows, highs, strict=True)])
+
     def grid(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Step and the ends of what can be represented."""
         scale, zero_point = scale_and_zero_point(low, high, self.num_bits, self.mode)
@@ -131,12 +138,18 @@ class _HistogramErrors(_Errors):
         self.edges = histogram.edges
 
     def of(self, low: Tensor, high: Tensor) -> Tensor:
-        scale, lowest, highest = (bound.double() for bound in self.grid(low, high))
+        scale, lowest, highest = (bound.double()[:, None] for bound in self.grid(low, high))
         if self.histogram.width == 0:
-            kept = self.edges[:1].clamp(lowest, highest)
-            return (torch.round(kept / scale) * scale - self.edges[:1]).square() * self.histogram.counts.sum()
+            kept = torch.minimum(torch.maximum(self.edges[:1], lowest), highest)
+            error = (torch.round(kept / scale) * scale - self.edges[:1]).square()[:, 0]
+            return error * self.histogram.counts.sum()
         integral = self._integral(self.edges, scale, lowest, highest)
-        return (self.histogram.counts * integral.diff()).sum().reshape(1) / self.histogram.width
+        return (self.histogram.counts * integral.diff(dim=1)).sum(dim=1) / self.histogram.width
+
+    def of_each(self, lows: Tensor, highs: Tensor) -> Tensor:
+        # Pieces whose intermediate results fit a CPU's cache; a histogram has one row.
+        pieces = zip(torch.split(lows[:, 0], _PIECE), torch.split(highs[:, 0], _PIECE), strict=True)
+        return torch.cat([self.of(low, high) for low, high in pieces])[:, None]
 
     @staticmethod
     def _integral(at: Tensor, scale: Tensor, lowest: Tensor, highest: Tensor) -> Tensor:
@@ -147,7 +160,7 @@ class _HistogramErrors(_Errors):
             level = torch.round(steps)
             return scale**3 * (level / 12 + (steps - level) ** 3 / 3)
 
-        kept = at.clamp(lowest, highest)
+        kept = torch.minimum(torch.maximum(at, lowest), highest)
         return inside(kept) + (at - kept) ** 3 / 3
 
 
@@ -156,6 +169,15 @@ def _sample(rows: Tensor) -> Tensor:
     wanted = max(_SMALLEST_SAMPLE, _SAMPLE // rows.shape[0])
     # An odd stride, or a kernel position of a convolution might be left out altogether.
     return rows[:, :: rows.shape[1] // wanted | 1].contiguous()
+
+
+def _merged(histogram: Histogram) -> Histogram:
+    """Neighbouring bins together, such that a few hundred are left: enough for the coarse search."""
+    many = histogram.counts.numel() // _FEW_BINS
+    if many < 2:
+        return histogram
+    counts = torch.nn.functional.pad(histogram.counts, (0, -histogram.counts.numel() % many)).reshape(-1, many).sum(1)
+    return Histogram(counts, histogram.low, histogram.low + histogram.width * many * counts.numel())
 
 
 def _search(
@@ -168,38 +190,33 @@ def _search(
         lows, highs = lows.clamp(max=0), highs.clamp(min=0)
 
     def best(range_at: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
-        def exact(fraction: Tensor) -> Tensor:
-            return errors.of(*range_at(fraction))
+        def exact(fractions: Tensor) -> Tensor:
+            return errors.of_each(*range_at(fractions))
 
-        def estimate(fraction: Tensor) -> Tensor:
-            return rough.of(*range_at(fraction))
+        def estimate(fractions: Tensor) -> Tensor:
+            return rough.of_each(*range_at(fractions))
 
         return _best_fraction(exact, estimate, torch.ones_like(highs))
 
     low = high = best(lambda f: (lows * f, highs * f))
     if not mode.is_symmetric:
         for _ in range(2):
-            high = best(lambda f, end=low: (lows * end, highs * f))  # type: ignore[misc]
-            low = best(lambda f, end=high: (lows * f, highs * end))  # type: ignore[misc]
+            high = best(lambda f, end=low: (lows * end.expand_as(f), highs * f))  # type: ignore[misc]
+            low = best(lambda f, end=high: (lows * f, highs * end.expand_as(f)))  # type: ignore[misc]
     return lows * low, highs * high
 
 
 def _best_fraction(exact: Callable[[Tensor], Tensor], estimate: Callable[[Tensor], Tensor], ones: Tensor) -> Tensor:
     """The fraction in 0.01 .. 1 with the least error, for each row; among equals the largest (least clipping)."""
-    whole = [ones * (1 - step / _COARSE) for step in range(_COARSE)]
+    whole = torch.stack([ones * (1 - step / _COARSE) for step in range(_COARSE)])
     centre = _least(estimate, whole)
     for width in (1 / _COARSE, 1 / _FINE):  # hundredths again, for what a sample got wrong; then 500ths
-        near = (centre + step * width for step in range(_AROUND, -_AROUND - 1, -1))
-        centre = _least(exact, [fraction.clamp(1 / _COARSE, 1) for fraction in near])
-    return _least(exact, [ones, centre])
+        near = torch.stack([centre + step * width for step in range(_AROUND, -_AROUND - 1, -1)])
+        centre = _least(exact, near.clamp(1 / _COARSE, 1))
+    return _least(exact, torch.stack([ones, centre]))
 
 
-def _least(error_at: Callable[[Tensor], Tensor], candidates: Sequence[Tensor]) -> Tensor:
-    """The candidate with the least error, for each row; the first of equals."""
-    best = candidates[0]
-    least = error_at(best)
-    for candidate in candidates[1:]:
-        error = error_at(candidate)
-        best = torch.where(error < least, candidate, best)
-        least = torch.minimum(error, least)
-    return best
+def _least(errors_at: Callable[[Tensor], Tensor], candidates: Tensor) -> Tensor:
+    """The candidate with the least error, for each row; the first of equals. ``candidates``: ``[K, C]``."""
+    best = errors_at(candidates).argmin(dim=0, keepdim=True)
+    return candidates.gather(0, best)[0]
