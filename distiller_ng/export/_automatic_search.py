@@ -29,6 +29,7 @@ from distiller_ng.export._automatic_trial import (
     quantized_or_none,
     take_back_,
 )
+from distiller_ng.graph._failures import MODEL_FAILURES
 from distiller_ng.graph.bn_folding import fold_batch_norms
 from distiller_ng.names import canonical_name
 from distiller_ng.quantization.adaround import adaround_
@@ -65,7 +66,11 @@ class _Search:
         self.calibration, self.held = data.split(held_back)
         self.example = example_of(data[0]) if example is None else example
         self.steps: list[str] = []
-        self.expected = self.held.outputs(model)
+        try:
+            self.expected = self.held.outputs(model)
+        except MODEL_FAILURES as error:
+            text = f"{type(model).__name__} does not run on the calibration data: {type(error).__name__}: {error}"
+            raise CalibrationError(text) from error
         if not bool(self.expected.isfinite().all()):
             raise CalibrationError("the floating point model itself computes NaN or infinite values on the data")
         for parameter in model.parameters():

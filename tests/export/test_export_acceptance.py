@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import distiller_ng
-from distiller_ng.errors import ExportError
+from distiller_ng.errors import CalibrationError, ExportError
 from distiller_ng.quantization.bias_correction import correct_biases_
 
 
@@ -91,3 +91,8 @@ def test_quantize_says_its_steps_in_lines_for_debugging(caplog: pytest.LogCaptur
         quantized = distiller_ng.quantize(nn.Sequential(nn.Linear(4, 3)), [torch.randn(8, 4)] * 4, effort="fast")
     assert [record.getMessage() for record in caplog.records if "automatic" in record.name] == list(quantized.steps)
     assert all(record.levelno == logging.DEBUG for record in caplog.records if record.name.endswith("automatic"))
+
+
+def test_data_of_another_shape_is_told() -> None:
+    with pytest.raises(CalibrationError, match="does not run on the calibration data: RuntimeError"):
+        distiller_ng.quantize(nn.Sequential(nn.Linear(4, 3)), [torch.randn(8, 5)] * 4)
