@@ -59,6 +59,7 @@ class RecipeTag:
     targets (``re:`` patterns match from the start, ``__ALL_PRUNABLE__`` has SparseML's meaning, a module's name stands
     for its weight); None: the modifier has no ``params``. ``default_params``: when a recipe gives none.
     ``renamed``: property -> constructor argument. ``spellings``: other spellings of properties, taken with a warning.
+    ``strict``: the property that, where it is false, makes names that match nothing warnings instead of errors.
     ``ignored``: property -> why it is ignored (with a warning). ``policy_args``: property -> argument of the policy
     (below ``args`` in a schedule). ``fixed``: constructor arguments that the tag implies, ``{"scope": "global"}``;
     ``fixed_policy_args`` likewise. ``aliases``: other spellings of the tag, taken with a warning.
@@ -94,6 +95,7 @@ class RecipeTag:
     renamed: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
     spellings: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
     ignored: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
+    strict: str | None = None
     policy_args: Mapping[str, str] | None = None
     fixed: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
     fixed_policy_args: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)

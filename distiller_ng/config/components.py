@@ -101,8 +101,11 @@ class Builder:
         """Report the unmatched targets of a definition that cannot be built."""
         for error in kind.unmatched(kind.written_targets(spec.args), self.parameters):
             is_open = "model" in self.unknown and isinstance(error, TargetError)
-            if not self.warn_unmatched and not is_open:
+            if not self._warns(spec) and not is_open:
                 self.report.error((*spec.path, *error.argument), str(error))
+
+    def _warns(self, spec: ComponentSpec) -> bool:
+        return self.warn_unmatched or spec.may_miss
 
     def find(self, spec: ComponentSpec, kind: Kind) -> ComponentClass | None:
         """The class; reported if there is none."""
@@ -144,7 +147,7 @@ class Builder:
             if complaint.is_foreign:
                 self.report.error(draft.spec.path, f"{draft.found.name}: {complaint.message}", at_key=True)
             else:
-                soft = (self.warn_unmatched or not draft.used) and complaint.is_target
+                soft = (self._warns(draft.spec) or not draft.used) and complaint.is_target
                 self._report_at((*draft.spec.path, *complaint.argument), complaint.message, soft=soft)
         if prober.survivor is not None:
             draft.written.adopt(prober.survivor)
@@ -167,7 +170,7 @@ class Builder:
                 if not isinstance(error, TargetError):  # a pattern that cannot be read
                     self._note(draft, error, soft=False)
             return component
-        soft = self.warn_unmatched or not draft.used
+        soft = self._warns(draft.spec) or not draft.used
         for error in errors:
             self._note(draft, error, soft=soft and isinstance(error, TargetError))
         if not (errors and soft and draft.used):

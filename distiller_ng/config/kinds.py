@@ -30,7 +30,7 @@ from distiller_ng.policies.mutual_distillation import MutualDistillationPolicy
 from distiller_ng.policies.pruning import PruningArgs, PruningPolicy
 from distiller_ng.policies.quantization import QuantizationPolicy
 from distiller_ng.policies.regularization import RegularizationPolicy
-from distiller_ng.pruning.base import DEFAULT_TARGET, PRUNERS, Pruner, Target
+from distiller_ng.pruning.base import DEFAULT_TARGET, PRUNERS, Pruner, Target, targets_of_list
 from distiller_ng.pruning.sparsity_schedules.base import SPARSITY_SCHEDULES, SparsitySchedule
 from distiller_ng.quantization.base import QUANTIZERS, Quantizer
 from distiller_ng.regularization.base import REGULARIZERS, Regularizer
@@ -193,6 +193,17 @@ def _extension_policy(extension: Any, args: Mapping[str, Any]) -> Policy:
     return as_policy(extension)
 
 
+def _extension_targets(extension: Any) -> Sequence[Target]:
+    """The ``weights`` of this library's own extensions; what others call so is theirs."""
+    weights = getattr(extension, "weights", None)
+    if type(extension).__module__.partition(".")[0] != __name__.partition(".")[0]:
+        return ()
+    if isinstance(weights, str):
+        return targets_of_list("weights", weights)
+    is_list = isinstance(weights, list | tuple) and all(isinstance(name, str) for name in weights)
+    return targets_of_list("weights", list(weights or ())) if is_list else ()
+
+
 def _without_first(arguments: Mapping[str, Argument]) -> Mapping[str, Argument]:
     """What a policy's constructor takes besides its component."""
     return MappingProxyType(dict(list(arguments.items())[1:]))
@@ -253,6 +264,7 @@ _ALL = (
         noun="extension",
         classes=RegistryTable(EXTENSIONS),
         make_policy=_extension_policy,
+        targets=_extension_targets,
     ),
     Kind(
         section="lr_schedulers",

@@ -24,6 +24,7 @@ class ComponentSpec:
     """One definition: what ``pruners: {fine: {class: AutomatedGradualPruner, final_sparsity: 0.9}}`` says.
 
     ``args`` holds the constructor's arguments; the one called ``x`` stands at ``path + ("x",)`` in the document.
+    ``may_miss``: names that match nothing are left out with a warning (recipes: ``params_strict: false``).
     """
 
     section: str
@@ -31,6 +32,7 @@ class ComponentSpec:
     class_name: str
     path: Path
     args: Mapping[str, Any] = field(default_factory=lambda: _EMPTY)
+    may_miss: bool = False
 
     @property
     def label(self) -> str:

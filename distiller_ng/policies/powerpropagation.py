@@ -33,7 +33,7 @@ class _Power:
         "PowerpropagationModifier",
         update_frequency=0.0,
         fixed_frequency=True,
-        ignored={"strict": "names that match nothing are errors always"},
+        strict="strict",
     ),
 )
 class Powerpropagation(ReparametrizingPolicy):

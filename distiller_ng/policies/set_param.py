@@ -23,8 +23,6 @@ __all__ = ["GradualParam", "SetParam", "Values"]
 #: A number for the whole parameter, or lists nested as its shape is.
 Values: TypeAlias = float | Sequence[Any]
 
-_STRICT = {"params_strict": "names that match nothing are errors, or warnings where the loader was told so"}
-
 
 @EXTENSIONS.register(
     "SetParam",
@@ -34,7 +32,7 @@ _STRICT = {"params_strict": "names that match nothing are errors, or warnings wh
         ends="ignored",
         update_frequency=0.0,
         fixed_frequency=True,
-        ignored=_STRICT,
+        strict="params_strict",
     ),
 )
 class SetParam(Policy):
@@ -84,7 +82,7 @@ class SetParam(Policy):
 
 @EXTENSIONS.register(
     "GradualParam",
-    recipe_tag=RecipeTag("GradualParamModifier", ends="after_start", ignored=_STRICT),
+    recipe_tag=RecipeTag("GradualParamModifier", ends="after_start", strict="params_strict"),
 )
 class GradualParam(Policy):
     """Writes into parameters what lies between ``init_val`` and ``final_val``, at every update of its window.

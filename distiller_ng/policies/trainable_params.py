@@ -27,7 +27,7 @@ __all__ = ["TrainableParams"]
         end_epoch=-1.0,
         update_frequency=0.0,
         fixed_frequency=True,
-        ignored={"params_strict": "names that match nothing are errors, or warnings where the loader was told so"},
+        strict="params_strict",
     ),
 )
 class TrainableParams(Policy):

@@ -477,3 +477,28 @@ modifiers:
     (component,), (policy,) = spec.components, spec.policies
     assert component.args["mask_type"] == "2:4" and component.args["init_sparsity"] == 0.5
     assert policy.args == {"leave_enabled": False}
+
+
+@pytest.mark.parametrize(
+    ("tag", "rest"),
+    [
+        ("TrainableParamsModifier", "trainable: false, params_strict: false"),
+        ("SetParamModifier", "val: 0.5, params_strict: false"),
+        ("PowerpropagationModifier", "start_epoch: 0, end_epoch: 1, alpha: 2.0, strict: false"),
+    ],
+)
+def test_names_may_match_nothing_where_the_recipe_says_so(tag, rest):
+    text = f"modifiers:\n  - !{tag} {{params: [nothing.weight, 0.weight], {rest}}}\n"
+    model = nn.Sequential(nn.Linear(2, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.warns(ScheduleWarning, match=r"<text>:2:\d+: .*'nothing.weight' matches no parameter"):
+        scheduler = distiller.file_config(model, optimizer, text)
+    assert len(scheduler.entries) == 1
+    assert scheduler.entries[0].policy.weights == ["0.weight"]
+    strict = text.replace("strict: false", "strict: true")
+    with pytest.raises(ScheduleError, match="matches no parameter"):
+        distiller.file_config(model, optimizer, strict)
+    with pytest.warns(ScheduleWarning, match="matches no parameter"):  # or where the loader is told so
+        distiller.file_config(model, optimizer, strict, on_unmatched="warn")
+    with pytest.raises(ScheduleError, match="strict is true or false, got 3"):
+        distiller.file_config(model, optimizer, text.replace("strict: false", "strict: 3"))

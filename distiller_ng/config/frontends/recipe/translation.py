@@ -78,13 +78,14 @@ class _Translation:
             (self._entry.kind.section, name),
         )
         args = {key: value for key, value in properties.items() if key not in _TIMES}
+        may_miss = self._may_miss(args.pop(self._tag.strict, True)) if self._tag.strict else False
         policy_args = {a: args.pop(p) for p, a in self._entry.policy_args.items() if args.get(p) is not None}
         policy_args |= dict(self._tag.fixed_policy_args)
         arguments = self._arguments(args)
         policy_args |= arguments.pop("policy_args", {})
         key = self._entry.kind.key
         component = ComponentSpec(
-            self._entry.kind.section, name, self._found.name, self._path, types.MappingProxyType(arguments)
+            self._entry.kind.section, name, self._found.name, self._path, types.MappingProxyType(arguments), may_miss
         )
         policy = PolicySpec(
             key, name, self._path, timing.for_policy(), timing.paths(self._path), types.MappingProxyType(policy_args)
@@ -110,6 +111,7 @@ class _Translation:
         implied = {self._tag.params, *self._tag.renamed.values(), *self._tag.fixed}
         known = [*_TIMES, *self._tag.renamed, *self._entry.policy_args]
         known += [name for name in self._found.arguments if name not in implied]
+        known += [self._tag.strict] if self._tag.strict else []
         known += [_PARAMS] if self._tag.params is not None else []
         for name in list(properties):
             if name in known or (self._hook is not None and not nearest(name, _TIMES, limit=1)):
@@ -121,6 +123,12 @@ class _Translation:
             if close := nearest(name, known, limit=1):
                 properties.setdefault(close[0], value)  # what is meant, to look for further mistakes
         return properties
+
+    def _may_miss(self, value: Any) -> bool:
+        if value is not None and not isinstance(value, bool):
+            message = f"{self._tag.strict} is true or false, got {shown(value)}"
+            self._report.error((*self._path, str(self._tag.strict)), message)
+        return value is False
 
     # -- arguments --------------------------------------------------------------------------------------------------
 
