@@ -183,3 +183,11 @@ class SchemeQuantizer(QuantAwareTrainRangeLinearQuantizer):
             )
             raise ArgumentError(message, argument=(newer[0],))
         return {**arguments, **scheme_of_legacy(older, note)}
+
+    @classmethod
+    def to_recipe(cls, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """The reverse: recipes say ``model_fuse_fn_name: no_fuse`` for ``fuse: false``, which tensorrt implies."""
+        properties = dict(arguments)
+        if properties.pop("fuse", True) is False and properties.get("scheme") != "tensorrt":
+            properties["model_fuse_fn_name"] = "no_fuse"
+        return properties

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import distiller_ng as distiller
+from distiller_ng.compat.sparseml.manager import ScheduledModifierManager
 from distiller_ng.config import read_schedule
 from distiller_ng.config.frontends.recipe.expressions import evaluate, expression_in
 from distiller_ng.config.frontends.recipe.variables import parse_recipe_args
@@ -502,3 +503,16 @@ def test_names_may_match_nothing_where_the_recipe_says_so(tag, rest):
         distiller.file_config(model, optimizer, strict, on_unmatched="warn")
     with pytest.raises(ScheduleError, match="strict is true or false, got 3"):
         distiller.file_config(model, optimizer, text.replace("strict: false", "strict: 3"))
+
+
+@pytest.mark.parametrize("fuse", [True, False])
+def test_quantizers_of_schedules_become_properties_that_recipes_have(fuse):
+    schedule = (
+        "version: 1\nquantizers:\n  q: {class: SchemeQuantizer, ignore: [fc], fuse: " + str(fuse).lower() + "}\n"
+        "policies:\n  - quantizer: {instance_name: q}\n    starting_epoch: 1\n    ending_epoch: -1\n"
+        "    frequency: 0\n    trigger: step\n"
+    )
+    text = str(ScheduledModifierManager.from_yaml(schedule))
+    assert "fuse:" not in text
+    assert ("model_fuse_fn_name: no_fuse" in text) is not fuse
+    assert read_schedule(text).components[0].args["fuse"] is fuse
