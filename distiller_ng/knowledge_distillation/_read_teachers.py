@@ -33,7 +33,8 @@ def read_teachers(
         teacher = next(iter(teachers))
     if teacher is None:
         raise ArgumentError(
-            "teacher is missing: a name of file_config(..., teachers={...}), self, or {ema: 0.999}",
+            "teacher is missing: a name of file_config(..., teachers={...}), self, or {ema: 0.999}. With a recipe: "
+            "modify(..., distillation_teacher=...), or the variable 'distillation: optional' to go without",
             argument=("teacher",),
         )
     several = isinstance(teacher, list | tuple)
