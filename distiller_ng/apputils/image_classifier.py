@@ -239,6 +239,7 @@ class ClassifierCompressor:
                 argument=("epochs",),
             )
         self.load_datasets()
+        self.compression_scheduler.data.see_loader(self.train_loader)
         for text in unfinished_policies(self.compression_scheduler, self.ending_epoch):
             logger.warning("--epochs %d: %s", self.ending_epoch, text)
         began = time.monotonic()

@@ -39,8 +39,8 @@ class MFACPruner(SecondOrderPruner):
     key that is not below the present sparsity (the largest key's beyond them). ``num_pages``: in how many parts, at
     least, the columns of a block are worked on. ``use_gradient_buffering``: take the gradients of the last training
     steps instead of sampling (all of them are kept); by default only where there is nothing to sample from.
-    ``available_devices``: where to compute; the first one counts (default: where the parameter is). The other arguments
-    are OBSPruner's.
+    ``available_devices``: where to compute; the first one counts (default: where the parameter is). ``damp``,
+    ``fisher_block_size``, ``num_recomputations``, ``grad_sampler_kwargs``: what they are for OBSPruner.
 
     Memory, besides the model's: four bytes for each of ``n`` weights times ``min(fisher_block_size, num_grads)`` during
     a decision (a quarter more where ``num_grads >= fisher_block_size``).

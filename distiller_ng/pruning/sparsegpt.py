@@ -50,9 +50,10 @@ class SparseGPTPruner(LayerwisePruner):
     :class:`~distiller_ng.pruning.gradual.GradualPruner`. Linear layers, attention's projections, convolutions (their
     patches are the inputs; grouped ones by group).
 
-    Samples come from ``distiller_ng.apply(model, recipe, calibration_loader)``, from ``scheduler.grad_sampler``, or
-    from the loader of the loop. Memory: 8 bytes for ``inputs^2`` of the layers that read one tensor. Time: one forward
-    pass over the samples for each layer, as far as that layer.
+    ``damp``: what is added to the diagonal, as a fraction of its mean. Samples come from ``distiller_ng.apply(model,
+    recipe, calibration_loader)``, from ``scheduler.grad_sampler``, or from the loader of the loop. Memory: 8 bytes for
+    ``inputs^2`` of the layers that read one tensor. Time: one forward pass over the samples for each layer, as far as
+    that layer.
 
     Source: E. Frantar and D. Alistarh, "SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot",
     https://arxiv.org/abs/2301.00774. Two inputs that are always equal and the weights ``[1, 2]``: at 0.5 the first goes
