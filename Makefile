@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 
 .PHONY: demo test lint types schema docs bench clean
 
-demo: $(READY)  ## train a small CNN on digits, prune it to 90 %, then make it smaller, and show what came of it
+demo: $(READY)  ## train a small CNN on digits, prune it, make it smaller, run it as int8, and show what came of it
 	$(BIN)/python examples/demo/run_demo.py
 
 test: $(READY)  ## every test, slow ones included
@@ -28,6 +28,8 @@ docs: $(READY)  ## write the generated reference pages again, after a docstring 
 bench: $(READY)
 	$(BIN)/python benchmarks/step_overhead.py --quick
 	$(BIN)/python benchmarks/distillation.py --quick
+	$(BIN)/python benchmarks/second_order.py --quick
+	$(BIN)/python benchmarks/ptq.py --quick
 
 $(READY): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "Python 3.10 or newer is needed")'
