@@ -54,17 +54,22 @@ def fp32(case: Case, folder: Path) -> Quantized:
     return Quantized(onnx_run(path), path.stat().st_size, 0.0)
 
 
-def ours(case: Case, folder: Path) -> Quantized:
+def ours(case: Case, folder: Path, effort: str = "normal") -> Quantized:
     """``distiller_ng.quantize`` and its ONNX file."""
     import distiller_ng
 
     start = time.process_time()
-    quantized = distiller_ng.quantize(case.model, case.calibration.split(16))
-    path = folder / f"{case.name}_ours.onnx"
+    quantized = distiller_ng.quantize(case.model, case.calibration.split(16), effort=effort)
+    path = folder / f"{case.name}_ours_{effort}.onnx"
     seconds = time.process_time() - start
     report = quantized.convert("onnx", path, tolerance=None)
     note = f"{len(report.quantized)} of {len(report.layers)} layers; " + "; ".join(quantized.steps)
     return Quantized(onnx_run(path), path.stat().st_size, seconds, note)
+
+
+def ours_fast(case: Case, folder: Path) -> Quantized:
+    """The same with ``effort="fast"``: minimum and maximum, biases corrected."""
+    return ours(case, folder, "fast")
 
 
 def onnxruntime_static(case: Case, folder: Path) -> Quantized:
@@ -143,6 +148,7 @@ def torchao_pt2e(case: Case, folder: Path) -> Quantized:
 TOOLS: dict[str, Callable[[Case, Path], Quantized]] = {
     "fp32": fp32,
     "ours": ours,
+    "ours_fast": ours_fast,
     "onnxruntime": onnxruntime_static,
     "nncf_openvino": nncf_openvino,
     "torchao": torchao_pt2e,
