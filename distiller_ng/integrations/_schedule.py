@@ -13,7 +13,7 @@ from distiller_ng.config import dict_config, file_config
 from distiller_ng.core.scheduler import CompressionScheduler
 from distiller_ng.errors import ArgumentError
 
-__all__ = ["Schedule", "load_schedule"]
+__all__ = ["Schedule", "checked_monitor", "compressed_module", "load_schedule"]
 
 #: A file, its content as a dictionary, or a function ``(model, optimizer) -> CompressionScheduler``.
 Schedule: TypeAlias = (
@@ -38,3 +38,20 @@ def load_schedule(schedule: Schedule, model: nn.Module, optimizer: Optimizer, **
             argument=("schedule",),
         )
     return made
+
+
+def compressed_module(model: nn.Module, module: str | None) -> nn.Module:
+    """The submodule of that name, or the model itself. Raises :class:`ArgumentError` for a name it does not have."""
+    if module is None:
+        return model
+    try:
+        return model.get_submodule(module)
+    except AttributeError as error:
+        raise ArgumentError(f"{type(model).__name__} has no module {module!r}: {error}") from error
+
+
+def checked_monitor(monitor: Mapping[str, str] | None) -> dict[str, str]:
+    """``{"min": metric, "max": metric}``, either key or none. Raises :class:`ArgumentError` for other keys."""
+    if monitor is not None and not set(monitor) <= {"min", "max"}:
+        raise ArgumentError(f"monitor names metrics as 'min' and 'max', got {dict(monitor)}", argument=("monitor",))
+    return dict(monitor or {})

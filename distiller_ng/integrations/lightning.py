@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from distiller_ng.core.scheduler import CompressionScheduler
 from distiller_ng.core.summary import CompressionSummary
 from distiller_ng.errors import ArgumentError, LifecycleError
-from distiller_ng.integrations._schedule import Schedule, load_schedule
+from distiller_ng.integrations._schedule import Schedule, checked_monitor, compressed_module, load_schedule
 from distiller_ng.ops.optional import require
 
 __all__ = ["CompressionCallback"]
@@ -52,11 +52,8 @@ class CompressionCallback(_lightning.Callback):  # type: ignore[name-defined, mi
         monitor: Mapping[str, str] | None = None,
         **options: Any,
     ) -> None:
-        if monitor is not None and not set(monitor) <= {"min", "max"}:
-            raise ArgumentError(
-                f"monitor names logged metrics as 'min' and 'max', got {dict(monitor)}", argument=("monitor",)
-            )
-        self.schedule, self.module, self.monitor, self.options = schedule, module, dict(monitor or {}), options
+        self.schedule, self.module, self.options = schedule, module, options
+        self.monitor = checked_monitor(monitor)
         self.scheduler: CompressionScheduler | None = None
         self.summary: CompressionSummary | None = None
         self._optimizer: Optimizer | None = None
@@ -77,16 +74,9 @@ class CompressionCallback(_lightning.Callback):  # type: ignore[name-defined, mi
         configured = pl_module.configure_optimizers()
         self._optimizer = _only_optimizer(configured)
         self._return_same(pl_module, configured)
-        self.scheduler = load_schedule(self.schedule, self._target(pl_module), self._optimizer, **self.options)
+        target = compressed_module(pl_module, self.module)
+        self.scheduler = load_schedule(self.schedule, target, self._optimizer, **self.options)
         self.scheduler.accumulation_steps = trainer.accumulate_grad_batches
-
-    def _target(self, pl_module: nn.Module) -> nn.Module:
-        if self.module is None:
-            return pl_module
-        try:
-            return pl_module.get_submodule(self.module)
-        except AttributeError as error:
-            raise ArgumentError(f"{type(pl_module).__name__} has no module {self.module!r}: {error}") from error
 
     def _return_same(self, pl_module: Any, configured: Any) -> None:
         """Let Lightning, which calls ``configure_optimizers`` later, get the optimizer the schedule knows."""

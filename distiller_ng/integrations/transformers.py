@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from distiller_ng.core.scheduler import CompressionScheduler
 from distiller_ng.core.summary import CompressionSummary
 from distiller_ng.errors import ArgumentError, CheckpointError, LifecycleError
-from distiller_ng.integrations._schedule import Schedule, load_schedule
+from distiller_ng.integrations._schedule import Schedule, checked_monitor, compressed_module, load_schedule
 from distiller_ng.ops.files import write_tensors_atomically
 from distiller_ng.ops.optional import require
 from distiller_ng.policies.lr import LRPolicy
@@ -62,7 +62,7 @@ def compress_trainer(
         raise LifecycleError(f"the trainer uses {engine}, whose engine owns parameters and steps: train without it")
     if trainer.optimizer is None:
         trainer.create_optimizer()
-    scheduler = load_schedule(schedule, _target(trainer.model, module), trainer.optimizer, **options)
+    scheduler = load_schedule(schedule, compressed_module(trainer.model, module), trainer.optimizer, **options)
     scheduler.accumulation_steps = trainer.args.gradient_accumulation_steps
     callback = CompressionTrainerCallback(scheduler, monitor)
     if any(isinstance(entry.policy, LRPolicy) for entry in scheduler.entries):
@@ -74,15 +74,6 @@ def compress_trainer(
     _wrap(trainer.accelerator, "backward", callback.around_backward)
     trainer.add_callback(callback)
     return callback
-
-
-def _target(model: nn.Module, module: str | None) -> nn.Module:
-    if module is None:
-        return model
-    try:
-        return model.get_submodule(module)
-    except AttributeError as error:
-        raise ArgumentError(f"{type(model).__name__} has no module {module!r}: {error}") from error
 
 
 def _wrap(owner: Any, name: str, around: Callable[..., Any]) -> None:
@@ -104,11 +95,7 @@ class CompressionTrainerCallback(_transformers.TrainerCallback):  # type: ignore
     """
 
     def __init__(self, scheduler: CompressionScheduler, monitor: Mapping[str, str] | None = None) -> None:
-        if monitor is not None and not set(monitor) <= {"min", "max"}:
-            raise ArgumentError(
-                f"monitor names evaluation metrics as 'min' and 'max', got {dict(monitor)}", argument=("monitor",)
-            )
-        self.scheduler, self.monitor = scheduler, dict(monitor or {})
+        self.scheduler, self.monitor = scheduler, checked_monitor(monitor)
         self.summary: CompressionSummary | None = None
         self._optimizer: Optimizer | None = scheduler.optimizer
         self._epoch, self._minibatch, self._total = -1, 0, 0
