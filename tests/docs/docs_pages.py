@@ -4,7 +4,8 @@ Directives are HTML comments, invisible to readers: ``<!-- model: resnet20_cifar
 names the model that schedules load on, ``<!-- file: schedule.yaml -->`` gives the next fragment to later Python
 fragments as a file, ``<!-- output -->`` marks a text fragment that must be what the Python fragment before it printed,
 ``<!-- error -->`` one that must be the error of the ``yaml wrong`` fragment before it, ``<!-- warns -->`` a schedule
-that loads with warnings, ``<!-- slow -->`` a slow page.
+that loads with warnings, ``<!-- slow -->`` a slow page. ``<!-- tutorial -->`` marks a page whose files and commands
+``test_tutorials.py`` follows in a folder of their own; its directives are told there.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 _FENCE = re.compile(r"(```+)(.*)")
-_DIRECTIVE = re.compile(r"<!-- (model|file|output|error|warns|slow)(?:: (.*?))? -->")
+_DIRECTIVE = re.compile(r"<!-- (model|file|output|error|warns|slow|tutorial|take|fails)(?:: (.*?))? -->")
 _LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 
 
@@ -48,6 +49,7 @@ class Page:
     fragments: list[Fragment]
     prose: str
     is_slow: bool
+    is_tutorial: bool = False
 
     @property
     def name(self) -> str:
@@ -68,7 +70,7 @@ def read_page(path: Path) -> Page:
     fragments: list[Fragment] = []
     prose: list[str] = []
     directives: dict[str, str] = {}
-    model, is_slow, fence, info, body, start = "", False, "", (), [], 0
+    model, page_wide, fence, info, body, start = "", set[str](), "", (), [], 0
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         if fence:
             if line.strip() == fence:
@@ -83,15 +85,16 @@ def read_page(path: Path) -> Page:
             fence, info, body, start = opening[1], tuple(opening[2].split()), [], number + 1
             continue
         for name, value in _DIRECTIVE.findall(line):
-            is_slow = is_slow or name == "slow"
             if name == "model":
                 model = value
-            elif name != "slow":
+            elif name in ("slow", "tutorial"):
+                page_wide.add(name)
+            else:
                 directives[name] = value
         prose.append(line)
     if fence:
         raise ValueError(f"{path}: the fence opened above line {start} is never closed")
-    return Page(path, fragments, "\n".join(prose), is_slow)
+    return Page(path, fragments, "\n".join(prose), "slow" in page_wide, "tutorial" in page_wide)
 
 
 def pages() -> list[Page]:

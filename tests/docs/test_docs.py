@@ -46,7 +46,8 @@ REGISTRIES = (
     TRANSFORMS,
 )
 ALL = pages()
-SCHEDULES = [f for page in ALL for f in page.fragments if f.language == "yaml"]
+RUN_HERE = [page for page in ALL if not page.is_tutorial]  # test_tutorials.py follows the others
+SCHEDULES = [f for page in RUN_HERE for f in page.fragments if f.language == "yaml"]
 
 
 @pytest.fixture
@@ -95,7 +96,7 @@ def same(wanted, got):
     "page",
     [
         pytest.param(page, id=page.name, marks=[pytest.mark.slow] if page.is_slow else [])
-        for page in ALL
+        for page in RUN_HERE
         if any(f.language == "python" for f in page.fragments)
     ],
 )
@@ -147,7 +148,9 @@ def test_partial_schedules_name_real_classes_and_arguments(fragment, sandbox):
 
 
 @pytest.mark.filterwarnings("ignore::distiller_ng.errors.ScheduleWarning")
-@pytest.mark.parametrize("page", [p for p in ALL if any("wrong" in f.info for f in p.fragments)], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "page", [p for p in RUN_HERE if any("wrong" in f.info for f in p.fragments)], ids=lambda p: p.name
+)
 def test_wrong_schedules_raise_what_the_page_says(page, sandbox):
     for fragment in page.fragments:
         if "wrong" in fragment.info:
