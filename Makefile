@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint types schema docs bench clean
+.PHONY: demo test lint types schema docs site bench clean
 
 demo: $(READY)  ## train a small CNN on digits, prune it, make it smaller, run it as int8, and show what came of it
 	$(BIN)/python examples/demo/run_demo.py
@@ -25,6 +25,9 @@ schema: $(READY)  ## write the editor schema again, after a class or argument ch
 docs: $(READY)  ## write the generated reference pages again, after a docstring or signature changed
 	$(BIN)/python docs/generate.py
 
+site: $(READY)  ## the documentation as a site in build/site; open build/site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 bench: $(READY)
 	$(BIN)/python benchmarks/step_overhead.py --quick
 	$(BIN)/python benchmarks/distillation.py --quick
@@ -34,7 +37,7 @@ bench: $(READY)
 $(READY): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "Python 3.10 or newer is needed")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -e '.[demo,plots,tensorboard,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -e '.[demo,plots,tensorboard,docs,dev]'
 	touch $@
 
 clean:
