@@ -1,4 +1,4 @@
-"""What replicas must agree on: masks are decided on rank 0 and broadcast (layer 1)."""
+"""What replicas must agree on: masks are decided on rank 0 and broadcast; which of them writes files (layer 1)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["broadcast_masks"]
+__all__ = ["broadcast_masks", "is_main_process"]
 
 
 def broadcast_masks(masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -24,3 +24,8 @@ def broadcast_masks(masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
         dist.broadcast(shared, src=0)
         agreed[name] = shared
     return agreed
+
+
+def is_main_process() -> bool:
+    """Whether this process writes files: rank 0, or the only one."""
+    return not (dist.is_available() and dist.is_initialized()) or int(dist.get_rank()) == 0

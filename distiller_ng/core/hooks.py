@@ -30,6 +30,8 @@ class HookDriver(PolicyList):
         """An epoch begins. Raises :class:`LifecycleError` while another one is open."""
         self._see(optimizer)
         fresh = self._lifecycle.begin_epoch(epoch)
+        for observer in self.observers:
+            observer.epoch_began(epoch)
         self._follow_model()
         self._active = ActiveEntries.of(self._entries, epoch)
         if not fresh:
@@ -90,10 +92,12 @@ class HookDriver(PolicyList):
             self._active = ActiveEntries.of(self._entries, epoch)
         else:
             self._lifecycle.in_minibatch("before_backward_pass", epoch, minibatch_id)
-        if loss is not None and not self._active.listeners["before_backward_pass"]:
+        if loss is not None and not self._active.listeners["before_backward_pass"] and not self.observers:
             return PolicyLoss(loss, []) if return_loss_components else loss
         position = self._locate(epoch, minibatch_id, minibatches_per_epoch)
         total, components = self._fold_loss(loss, position, float(self.accumulation_steps))
+        if self.observers:
+            self._tell_loss((epoch, minibatch_id, minibatches_per_epoch), loss, total, components)
         return PolicyLoss(total, components) if return_loss_components else total
 
     def before_parameter_optimization(
@@ -150,6 +154,8 @@ class HookDriver(PolicyList):
                 entry.end(self._context(entry, position))
         if self.masks.has_changes:
             self.masks.apply_changes_()
+        for observer in self.observers:
+            observer.epoch_ended(epoch, self._metrics)
         self._metrics = {}
 
     def finish(self) -> CompressionSummary:
@@ -176,7 +182,10 @@ class HookDriver(PolicyList):
                     planned[name] = sparsity
         for note in notes:
             logger.warning(note)
-        return summarize(self.parameters, planned, self.masks.masked(), tuple(notes))
+        summary = summarize(self.parameters, planned, self.masks.masked(), tuple(notes))
+        for observer in self.observers:
+            observer.finished(summary)
+        return summary
 
     def run_once(self) -> CompressionSummary:
         """One-shot use, without training: every policy acts once as at the end of its window, in order; then finish."""
@@ -257,6 +266,17 @@ class HookDriver(PolicyList):
             total = total / accumulation
             components = [LossComponent(c.name, c.value / accumulation) for c in components]
         return total, components
+
+    def _tell_loss(
+        self, where: tuple[int, int, int], given: Tensor | None, total: Tensor, components: list[LossComponent]
+    ) -> None:
+        """Observers hear of undivided losses; those here are divided by the accumulation steps."""
+        k = self.accumulation_steps
+        if k > 1:
+            given, total = None if given is None else given * k, total * k
+            components = [LossComponent(c.name, c.value * k) for c in components]
+        for observer in self.observers:
+            observer.loss_seen(*where, (given, total), components)
 
     def _no_loss(self) -> Tensor:
         """0 without a gradient: the loss of a minibatch without labels."""

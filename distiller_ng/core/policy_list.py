@@ -16,6 +16,7 @@ from distiller_ng.core.legacy import ScheduledTrainingPolicy, as_policy
 from distiller_ng.core.lifecycle import Lifecycle
 from distiller_ng.core.masker import ParameterMasker
 from distiller_ng.core.masks import MaskRegistry
+from distiller_ng.core.observer import RunObserver
 from distiller_ng.core.policy import Policy
 from distiller_ng.core.position import TrainPosition
 from distiller_ng.core.resume import ResumePoint
@@ -57,6 +58,8 @@ class PolicyList:
         self._entries: list[Entry] = []
         #: What was taken with a warning when the schedule was loaded, for reports.
         self.notes: list[str] = []
+        #: Told what the loop does; they change nothing and are not saved.
+        self.observers: list[RunObserver] = []
         self._lifecycle = Lifecycle()
         self._active = ActiveEntries.of((), 0)
         self._position = TrainPosition(0)

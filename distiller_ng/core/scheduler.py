@@ -107,7 +107,9 @@ class CompressionScheduler(StatefulScheduler):
         life = self._lifecycle
         life.in_minibatch("backward", life.epoch, life.minibatch_id)
         where = (life.epoch, life.minibatch_id, life.minibatches_per_epoch)
-        total, _ = self._fold_loss(loss, self._locate(*where), 1.0)
+        total, components = self._fold_loss(loss, self._locate(*where), 1.0)
+        for observer in self.observers:
+            observer.loss_seen(*where, (loss, total), components)
         if self.accumulation_steps > 1:
             total = total / self.accumulation_steps
         (total if scaler is None else scaler.scale(total)).backward()
