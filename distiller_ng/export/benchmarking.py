@@ -13,12 +13,11 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from distiller_ng.errors import ArgumentError
 from distiller_ng.export.benchmarking_memory import peak_memory
 from distiller_ng.export.benchmarking_runtimes import Subject, as_subject
-from distiller_ng.graph.inputs import ExampleInputs, ExampleInputsLike, as_example_inputs
+from distiller_ng.graph.inputs import ExampleInputs, ExampleInputsLike, as_example_inputs, with_batch
 from distiller_ng.graph.trace import evaluating
 from distiller_ng.ops.files import write_text_atomically
 from distiller_ng.ops.table import Table
@@ -146,8 +145,8 @@ def benchmark_model(
     torch.set_num_threads(threads)
     try:
         subjects = [as_subject(str(name), value, threads) for name, value in given.items()]
-        times = {size: _times(subjects, _with_batch(inputs, size), size, seconds, clock) for size in sizes}
-        largest = _with_batch(inputs, max(sizes))
+        times = {size: _times(subjects, with_batch(inputs, size), size, seconds, clock) for size in sizes}
+        largest = with_batch(inputs, max(sizes))
         peaks = [peak_memory(one, largest, threads) if memory else (None, "") for one in subjects]
         about = machine()
     finally:
@@ -212,13 +211,3 @@ def _row(
         subject.file_bytes,
         *peak,
     )
-
-
-def _with_batch(inputs: ExampleInputs, size: int) -> ExampleInputs:
-    """The first sample, so many times."""
-
-    def resized(tensor: Tensor) -> Tensor:
-        return tensor if tensor.dim() == 0 else tensor[:1].expand(size, *tensor.shape[1:]).contiguous()
-
-    args, kwargs = tree_map_only(Tensor, resized, (inputs.args, dict(inputs.kwargs)))
-    return ExampleInputs(args, kwargs)

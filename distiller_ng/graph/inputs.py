@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from distiller_ng.errors import ArgumentError
 
-__all__ = ["ExampleInputs", "ExampleInputsLike", "as_example_inputs", "flat_tensors"]
+__all__ = ["ExampleInputs", "ExampleInputsLike", "as_example_inputs", "flat_tensors", "with_batch"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,16 @@ def as_example_inputs(value: ExampleInputsLike | None) -> ExampleInputs:
         f"mapping of keyword arguments, or ExampleInputs(args, kwargs); got {type(value).__name__}",
         argument=("example_inputs",),
     )
+
+
+def with_batch(inputs: ExampleInputs, size: int) -> ExampleInputs:
+    """The first sample of ``inputs``, ``size`` times: every tensor ``[N, ...]`` becomes ``[size, ...]``."""
+
+    def resized(tensor: Tensor) -> Tensor:
+        return tensor if tensor.dim() == 0 else tensor[:1].expand(size, *tensor.shape[1:]).contiguous()
+
+    args, kwargs = pytree.tree_map_only(Tensor, resized, (inputs.args, dict(inputs.kwargs)))
+    return ExampleInputs(args, kwargs)
 
 
 def flat_tensors(value: Any) -> list[Tensor]:

@@ -11,10 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from distiller_ng.errors import ArgumentError
-from distiller_ng.graph.inputs import ExampleInputs, ExampleInputsLike, as_example_inputs
+from distiller_ng.graph.inputs import ExampleInputs, ExampleInputsLike, as_example_inputs, with_batch
 from distiller_ng.graph.trace import evaluating
 from distiller_ng.names import unwrap
 from distiller_ng.ops.table import Table
@@ -57,8 +56,8 @@ def size_and_speed(
         raise ArgumentError(f"rounds is a whole number from 1, got {rounds}", argument=("rounds",))
     inputs = as_example_inputs(example_inputs)
     plain = {name: unwrap(model) for name, model in models.items()}
-    latency = {batch: _latencies(plain, _with_batch(inputs, batch), rounds) for batch in batches}
-    one = _with_batch(inputs, 1)
+    latency = {batch: _latencies(plain, with_batch(inputs, batch), rounds) for batch in batches}
+    one = with_batch(inputs, 1)
     return [
         ModelFigures(
             name,
@@ -99,13 +98,6 @@ def _file_bytes(model: nn.Module) -> int:
     torch.save(model.state_dict(), buffer)
     return buffer.tell()
 
-
-def _with_batch(inputs: ExampleInputs, batch: int) -> ExampleInputs:
-    def resized(tensor: Tensor) -> Tensor:
-        return tensor if tensor.dim() == 0 else tensor[:1].expand(batch, *tensor.shape[1:]).contiguous()
-
-    args, kwargs = tree_map_only(Tensor, resized, (inputs.args, dict(inputs.kwargs)))
-    return ExampleInputs(args, kwargs)
 
 
 @torch.no_grad()
