@@ -11,6 +11,7 @@ import logging
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -25,8 +26,9 @@ import numpy as np
 import torch
 
 from distiller_ng.errors import ArgumentError
+from distiller_ng.ops.timing import machine
 
-__all__ = ["RunLogger", "close_pylogger", "config_pylogger", "log_execution_env_state"]
+__all__ = ["RunLogger", "close_pylogger", "config_pylogger", "execution_env_state", "log_execution_env_state"]
 
 PathLike: TypeAlias = "str | os.PathLike[str]"
 _PACKAGE_LOGGER = "distiller_ng"
@@ -188,6 +190,24 @@ def _line_format(parser: configparser.RawConfigParser, handler: str) -> str:
     return line_format
 
 
+def execution_env_state() -> dict[str, str]:
+    """What this program runs on, by name: ``{"Python": "3.11.7", "PyTorch": "2.13.0", ...}``."""
+    state = {
+        "Python": platform.python_version(),
+        "PyTorch": str(torch.__version__),
+        "NumPy": np.__version__,
+        "distiller_ng": _own_version(),
+        "Platform": platform.platform(),
+        "Processor": str(machine()["cpu"]),
+        "Number of CPUs": str(_usable_cpus()),
+        "Number of torch threads": str(torch.get_num_threads()),
+        "Number of GPUs": str(torch.cuda.device_count()),
+    }
+    if torch.cuda.is_available():
+        state["GPU"] = torch.cuda.get_device_name()
+    return state | {"Git": _git_state(), "Command line": shlex.join(sys.argv)}
+
+
 def log_execution_env_state(
     config_paths: PathLike | Iterable[PathLike] | None = None, logdir: PathLike | None = None
 ) -> dict[str, str]:
@@ -198,18 +218,7 @@ def log_execution_env_state(
     Example: ``log_execution_env_state("agp.yaml", logger.logdir)["PyTorch"]`` -> ``"2.13.0"``.
     """
     paths = _as_paths(config_paths)
-    state = {
-        "Python": platform.python_version(),
-        "PyTorch": str(torch.__version__),
-        "NumPy": np.__version__,
-        "distiller_ng": _own_version(),
-        "Platform": platform.platform(),
-        "Number of CPUs": str(_usable_cpus()),
-        "Number of torch threads": str(torch.get_num_threads()),
-        "Number of GPUs": str(torch.cuda.device_count()),
-        "Git": _git_state(),
-        "Command line": " ".join(sys.argv),
-    }
+    state = execution_env_state()
     for key, value in state.items():
         _logger.info("%s: %s", key, value)
     if logdir is not None:

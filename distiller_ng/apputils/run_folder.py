@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +15,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from distiller_ng.apputils.run_facts import weight_histograms
 from distiller_ng.apputils.run_results import RunResults
 from distiller_ng.checkpoint import save_checkpoint
 from distiller_ng.core.scheduler import CompressionScheduler
@@ -23,10 +27,14 @@ from distiller_ng.data_loggers import (
     PythonLogger,
     TensorBoardLogger,
 )
-from distiller_ng.errors import ArgumentError
+from distiller_ng.errors import ArgumentError, DistillerError
 from distiller_ng.ops.files import write_text_atomically
+from distiller_ng.reports.schedule_plan import schedule_plan
+from distiller_ng.reports.schedule_timeline import schedule_timeline
 
 __all__ = ["RunFolder", "RunState"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,25 +49,54 @@ class RunState:
 
 
 class RunFolder:
-    """Writes everything a run leaves behind, into ``path``.
+    """Writes everything a run leaves behind, into ``path``; the application and the recorder of other loops share it.
 
     ``metrics.jsonl``, ``training.csv``, ``weights_sparsity.csv``, the checkpoints ``[name_]checkpoint.pth.tar`` and
-    ``[name_]best.pth.tar``, ``schedule.yaml``, ``summary.json``, and TensorBoard's events where that is installed.
-    Raises :class:`ArgumentError` when ``histograms`` are wanted without TensorBoard.
+    ``[name_]best.pth.tar``, ``schedule.yaml``, ``plan.json``, ``environment.json``, ``histograms.json``,
+    ``summary.json``, and TensorBoard's events where that is installed (``tensorboard=False``: never). Without ``log``
+    nothing is printed. Raises :class:`ArgumentError` when ``histograms`` are wanted without TensorBoard.
     """
 
-    def __init__(self, path: Path, log: logging.Logger, *, name: str | None = None, histograms: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        log: logging.Logger | None,
+        *,
+        name: str | None = None,
+        histograms: bool = False,
+        tensorboard: bool = True,
+    ) -> None:
         self.path, self.name = path, name
         if histograms and find_spec("tensorboard") is None:
             raise ArgumentError("--param-hist draws in TensorBoard: pip install 'distiller_ng[tensorboard]'")
-        self.console: DataLogger = PythonLogger(log)
-        self.tensorboard: DataLogger = TensorBoardLogger(path) if find_spec("tensorboard") else NullLogger()
+        self.console: DataLogger = NullLogger() if log is None else PythonLogger(log)
+        has_events = tensorboard and find_spec("tensorboard") is not None
+        self.tensorboard: DataLogger = TensorBoardLogger(path) if has_events else NullLogger()
         files: list[DataLogger] = [CsvLogger("", path), JsonLinesLogger(path / "metrics.jsonl")]
         self.loggers = [self.tensorboard, self.console, *files]
 
     def keep_schedule(self, text: str) -> None:
         """Keep a copy of the schedule the run uses."""
         write_text_atomically(self.path / "schedule.yaml", text)
+
+    def keep_environment(self, environment: Mapping[str, Any]) -> None:
+        """Write ``environment.json``: versions, machine, command line."""
+        self._write_json("environment.json", environment)
+
+    def keep_plan(self, scheduler: CompressionScheduler, steps_per_epoch: float, epochs: int | None = None) -> None:
+        """Write ``plan.json``, what the schedule will do; a schedule that cannot be planned leaves it out."""
+        try:
+            plan = schedule_plan(scheduler, steps_per_epoch, epochs)
+            timeline = schedule_timeline(scheduler, steps_per_epoch, epochs, optimizer=scheduler.optimizer)
+        except DistillerError as error:
+            logger.warning("the plan of the schedule was not written: %s", error)
+            return
+        self._write_json("plan.json", {"plan": plan.as_dict(), "timeline": timeline.as_dict()})
+
+    def keep_histograms(self, model: nn.Module, moment: str) -> None:
+        """Add the weights of ``moment`` (``"before"``, ``"after"``) to ``histograms.json``."""
+        known = self._read_json("histograms.json")
+        self._write_json("histograms.json", {**known, moment: weight_histograms(model)})
 
     def save(self, state: RunState, epoch: int, *, extras: Mapping[str, Any], is_best: bool) -> None:
         """Write the checkpoint of a finished epoch, and the best one if it is that."""
@@ -73,10 +110,63 @@ class RunFolder:
         """Write ``summary.json``."""
         results.save(self.path / "summary.json")
 
+    def results_so_far(self) -> dict[str, Any]:
+        """What ``summary.json`` says of an earlier part of this run; empty without one."""
+        return self._read_json("summary.json")
+
+    def events(self) -> list[dict[str, Any]]:
+        """The lines of ``metrics.jsonl``; a last one that was cut off is left out."""
+        path = self.path / "metrics.jsonl"
+        found = []
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+            try:
+                found.append(json.loads(line))
+            except ValueError:
+                break
+        return [event for event in found if isinstance(event, dict)]
+
+    def continue_at(self, epoch: int, completed: int = 0) -> None:
+        """Forget what an interrupted run measured after the point it goes on from: so many minibatches of ``epoch``."""
+
+        def is_kept(row: Mapping[str, Any]) -> bool:
+            at = int(row.get("epoch") or 0)
+            inside = at == epoch and "Training" in str(row.get("group")) and int(row.get("completed") or 0) <= completed
+            return 0 <= at < epoch or inside
+
+        path = self.path / "metrics.jsonl"
+        if path.exists():
+            lines = [json.dumps(event) + "\n" for event in self.events() if is_kept(event)]
+            write_text_atomically(path, "".join(lines))
+        table = self.path / "training.csv"
+        if table.exists():
+            with open(table, encoding="utf-8", newline="") as file:
+                reader = csv.reader(file)
+                rows = list(reader)
+            head, body = rows[:1], rows[1:]
+            kept = [row for row in body if head and is_kept(dict(zip(head[0], row, strict=False)))]
+            text = io.StringIO(newline="")
+            csv.writer(text, lineterminator="\n").writerows(head + kept)
+            write_text_atomically(table, text.getvalue())
+
     def close(self) -> None:
         """Finish writing."""
         for one in self.loggers:
             one.close()
+
+    # -- internals --------------------------------------------------------------------------------------------------
+
+    def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        write_text_atomically(self.path / name, json.dumps(content, indent=1, default=str) + "\n")
+
+    def _read_json(self, name: str) -> dict[str, Any]:
+        path = self.path / name
+        if not path.exists():
+            return {}
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ArgumentError(f"{path} is no JSON: {error}") from error
+        return content if isinstance(content, dict) else {}
 
     def _write(
         self, state: RunState, epoch: int, *, extras: Mapping[str, Any], is_best: bool, name: str | None

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,10 @@ class Scores:
 class RunResults:
     """Everything worth keeping of a run; :meth:`save` writes it as JSON.
 
-    ``before`` is measured right before the first epoch that prunes, ``after`` when the run has ended.
+    ``before`` is measured right before the first epoch that prunes, ``after`` when the run has ended; a loop that
+    measures other things has ``metrics_before`` and ``metrics_after`` instead (``{"Top1": 91.2, "F1": 0.8}``).
+    ``model_before``, ``model_after``: see :func:`~distiller_ng.apputils.run_facts.model_facts`; ``layers``:
+    :func:`~distiller_ng.apputils.run_facts.layer_facts`. ``status``: ``"running"``, ``"finished"`` or why it stopped.
     """
 
     facts: dict[str, Any]
@@ -44,27 +48,42 @@ class RunResults:
     best: dict[str, Any] | None = None
     summary: CompressionSummary | None = None
     seconds: float | None = None
+    metrics_before: Mapping[str, float] = field(default_factory=dict)
+    metrics_after: Mapping[str, float] = field(default_factory=dict)
+    model_before: Mapping[str, Any] = field(default_factory=dict)
+    model_after: Mapping[str, Any] = field(default_factory=dict)
+    layers: Sequence[Mapping[str, Any]] = ()
+    notes: Sequence[str] = ()
+    status: str = "finished"
+    epochs_done: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values: the run's facts, ``top1_before``, ``top1_after``, ``total_sparsity``, ``parameters``."""
+        """Plain values: the run's facts, ``top1_before``, ``top1_after``, ``total_sparsity``, ``parameters``, ..."""
         before, after, summary = self.before, self.after, self.summary
+        sparsity = self.model_after.get("sparsity") if after is None else after.sparsity
         return {
             **self.facts,
-            "top1_before": None if before is None else before.top1,
-            "top1_after": None if after is None else after.top1,
-            "total_sparsity": None if after is None else after.sparsity,
+            "status": self.status,
+            "epochs_done": self.epochs_done,
+            "top1_before": self.metrics_before.get("Top1") if before is None else before.top1,
+            "top1_after": self.metrics_after.get("Top1") if after is None else after.top1,
+            "total_sparsity": sparsity,
             "pruned_sparsity": None if summary is None else summary.total_sparsity,
             "before": None if before is None else asdict(before),
             "after": None if after is None else asdict(after),
+            "metrics_before": dict(self.metrics_before),
+            "metrics_after": dict(self.metrics_after),
             "best": self.best,
+            "model": {"before": dict(self.model_before), "after": dict(self.model_after)},
             "parameters": [] if summary is None else summary.as_dict()["parameters"],
-            "warnings": [] if summary is None else list(summary.warnings),
+            "layers": [dict(row) for row in self.layers],
+            "warnings": [*self.notes, *(() if summary is None else summary.warnings)],
             "seconds": self.seconds,
         }
 
     def save(self, path: Path) -> None:
         """Write :meth:`as_dict`."""
-        write_text_atomically(path, json.dumps(self.as_dict(), indent=2) + "\n")
+        write_text_atomically(path, json.dumps(_finite(self.as_dict()), indent=2, default=str) + "\n")
 
     def lines(self) -> str:
         """The result in words, e.g. ``Top1 before pruning: 97.500 (dense, epoch 8)``."""
@@ -123,3 +142,12 @@ def undisturbed() -> Iterator[None]:
         yield
     finally:
         restore_rng(state)
+
+
+def _finite(value: Any) -> Any:
+    """NaN and infinity, which JSON does not have, as null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from distiller_ng.errors import ArgumentError
 from distiller_ng.export.benchmarking_memory import peak_memory

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from distiller_ng.errors import ArgumentError
 from distiller_ng.graph.inputs import ExampleInputs, ExampleInputsLike, as_example_inputs, with_batch

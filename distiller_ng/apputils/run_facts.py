@@ -1,0 +1,112 @@
+"""What a model is at one moment of a run: size, MACs, layers with their bits, weights as histograms (layer 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from distiller_ng.core.policy_list import PolicyList
+from distiller_ng.core.resume import capture_rng, restore_rng
+from distiller_ng.graph.inputs import ExampleInputs, with_batch
+from distiller_ng.names import unwrap
+from distiller_ng.ops.sparsity import count_nonzero
+from distiller_ng.ops.weights import counted_weights
+from distiller_ng.policies.quantization import QuantizationPolicy
+from distiller_ng.reports.compute import layer_costs
+
+__all__ = ["bits_by_module", "layer_facts", "model_facts", "weight_histograms"]
+
+_WEIGHT_DIMS = (2, 3, 4, 5)
+_BINS = 48
+#: What running a model on inputs that were guessed may raise; facts are left out then, training goes on.
+_FAILURES = (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError, NotImplementedError)
+
+
+def model_facts(model: nn.Module, inputs: ExampleInputs | None = None) -> dict[str, Any]:
+    """``parameters``, ``nonzero``, ``bytes`` (parameters and buffers as they are in memory), ``sparsity``, ``macs``.
+
+    ``sparsity`` is the fraction of zeros in the weights that count, ``macs`` of one sample of ``inputs``, None where
+    they are not known or the model does not run on them. Linear(4, 2) has 10 parameters, 40 bytes and 8 MACs.
+    """
+    bare = unwrap(model)
+    parameters = list(bare.parameters())
+    weights = list(counted_weights(bare))
+    total = sum(weight.numel() for _, weight in weights)
+    nonzero = sum(count_nonzero(weight) for _, weight in weights)
+    tensors = [*parameters, *bare.buffers()]
+    return {
+        "parameters": sum(p.numel() for p in parameters),
+        "nonzero": sum(count_nonzero(p) for p in parameters),
+        "bytes": sum(t.numel() * t.element_size() for t in tensors),
+        "sparsity": 1 - nonzero / total if total else 0.0,
+        "macs": None if inputs is None else _macs(bare, inputs),
+    }
+
+
+def layer_facts(model: nn.Module, bits: Mapping[str, tuple[int | None, int | None]]) -> list[dict[str, Any]]:
+    """One row a weight: ``name``, ``shape``, ``nonzero``, ``sparsity``, ``bits`` and ``activation_bits`` (or None).
+
+    ``bits`` is what :func:`bits_by_module` gives.
+    """
+    rows = []
+    for name, weight in counted_weights(unwrap(model), _WEIGHT_DIMS):
+        nonzero = count_nonzero(weight)
+        of_weight, of_activations = bits.get(name.rpartition(".")[0], (None, None))
+        rows.append(
+            {
+                "name": name,
+                "shape": list(weight.shape),
+                "nonzero": nonzero,
+                "sparsity": 1 - nonzero / weight.numel() if weight.numel() else 0.0,
+                "bits": of_weight,
+                "activation_bits": of_activations,
+            }
+        )
+    return rows
+
+
+def bits_by_module(scheduler: PolicyList | None) -> dict[str, tuple[int | None, int | None]]:
+    """``{module: (bits of its weight, bits of its activations)}`` of what the schedule's quantizers quantize."""
+    found: dict[str, tuple[int | None, int | None]] = {}
+    for entry in () if scheduler is None else scheduler.entries:
+        if isinstance(entry.policy, QuantizationPolicy):
+            rows = entry.policy.quantizer.plan().rows
+            found |= {row.module: (row.weights, row.activations) for row in rows if row.is_quantized}
+    return found
+
+
+def weight_histograms(model: nn.Module, bins: int = _BINS) -> dict[str, dict[str, Any]]:
+    """``{weight: {"low", "high", "counts", "zeros"}}``: equal bins over the values that are not zero.
+
+    Zeros are counted apart: in a pruned weight they would hide everything else. Weights without finite values, or with
+    none but zeros, are left out.
+    """
+    found = {}
+    for name, weight in counted_weights(unwrap(model), _WEIGHT_DIMS):
+        values = weight.detach().float().flatten()
+        values = values[torch.isfinite(values) & (values != 0)]
+        if not values.numel():
+            continue
+        low, high = float(values.min()), float(values.max())
+        if low == high:
+            low, high = low - abs(low) / 2, high + abs(high) / 2
+        counts = torch.histc(values.cpu(), bins=bins, min=low, max=high)
+        zeros = int((weight == 0).sum())
+        found[name] = {"low": low, "high": high, "counts": [int(count) for count in counts], "zeros": zeros}
+    return found
+
+
+def _macs(model: nn.Module, inputs: ExampleInputs) -> int | None:
+    """MACs of one sample; None for a model that does not run by itself on one."""
+    rng = capture_rng()
+    try:
+        one = with_batch(inputs, 1)
+        costs = layer_costs(model, dict(one.kwargs) if not one.args else one.args)
+        return sum(cost.macs for cost in costs) or None
+    except _FAILURES:
+        return None
+    finally:
+        restore_rng(rng)
