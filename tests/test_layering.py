@@ -25,6 +25,7 @@ LEVELS = [
     },
     {"policies", "checkpoint"},
     {"config", "export", "reports"},
+    {"automatic"},
     {
         "integrations",
         "models",

@@ -84,6 +84,7 @@ class Walker:
         self.axes: list[Axis] = []
         self.partitions: list[Partition] = []
         self._pinned: dict[tuple[str, int], str] = {}
+        self._held: list[tuple[str, int, slice]] = []
         self._joint: list[tuple[ParameterView, LabelArray]] = []
         self._values: dict[fx.Node, Value] = {}
         self._labelled: dict[fx.Node, list[Labels]] = {}
@@ -146,6 +147,10 @@ class Walker:
             self.coupling.union(first.setdefault(key, axis).labels, axis.labels)
             if key in self._pinned:
                 self.coupling.fix(axis.labels, self._pinned[key])
+        for tensor, dim, entries in self._held:
+            if (tensor, dim) in first:
+                reason = f"{tensor!r} also meets a tensor whose size cannot change"
+                self.coupling.fix(first[(tensor, dim)].labels[entries], reason)
 
     # -- looking up -------------------------------------------------------------------------------------------------
 
@@ -207,7 +212,12 @@ class Walker:
     # -- recording --------------------------------------------------------------------------------------------------
 
     def axis(self, view: ParameterView | None, dim: int, labels: LabelArray | None, *, feeds: bool = True) -> None:
-        """Dimension ``dim`` of a parameter has these channels; nothing where either is None."""
+        """Dimension ``dim`` of a parameter has these channels; without labels, what it meets there has none.
+
+        That holds its entries in every other use of the parameter too.
+        """
+        if view is not None and labels is None:
+            self._held += [(name, own, slice(start, start + view.shape[dim])) for name, own, start in view.along(dim)]
         if view is None or labels is None or labels.size != view.shape[dim]:
             return
         for name, own, start in view.along(dim):
