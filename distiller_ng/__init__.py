@@ -29,6 +29,7 @@ from distiller_ng import (
     utils,
 )
 from distiller_ng.apputils.greedy_filter_pruning import greedy_pruner
+from distiller_ng.apputils.run_recorder import RunRecorder, record_run
 from distiller_ng.checkpoint import load_model
 from distiller_ng.config import apply, config_component_from_file_by_class, dict_config, file_config
 from distiller_ng.core.context import StepContext
@@ -201,6 +202,7 @@ __all__ = [
     "PruningPolicy",
     "QuantizationPolicy",
     "RegularizationPolicy",
+    "RunRecorder",
     "ScheduleError",
     "ScheduleWarning",
     "ScheduledTrainingPolicy",
@@ -311,6 +313,7 @@ __all__ = [
     "quantization",
     "quantize",
     "quantize_qat_export",
+    "record_run",
     "regularization",
     "remove_channels",
     "remove_filters",

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
 
+from distiller_ng.core._batches import split_batch
 from distiller_ng.core.policy_list import PolicyList
 from distiller_ng.core.resume import capture_rng, restore_rng
+from distiller_ng.errors import DistillerError
 from distiller_ng.graph.inputs import ExampleInputs, with_batch
 from distiller_ng.names import unwrap
 from distiller_ng.ops.sparsity import count_nonzero
@@ -17,7 +20,7 @@ from distiller_ng.ops.weights import counted_weights
 from distiller_ng.policies.quantization import QuantizationPolicy
 from distiller_ng.reports.compute import layer_costs
 
-__all__ = ["bits_by_module", "layer_facts", "model_facts", "weight_histograms"]
+__all__ = ["bits_by_module", "first_inputs", "layer_facts", "model_facts", "weight_histograms"]
 
 _WEIGHT_DIMS = (2, 3, 4, 5)
 _BINS = 48
@@ -44,6 +47,29 @@ def model_facts(model: nn.Module, inputs: ExampleInputs | None = None) -> dict[s
         "sparsity": 1 - nonzero / total if total else 0.0,
         "macs": None if inputs is None else _macs(bare, inputs),
     }
+
+
+def first_inputs(loader: Iterable[Any] | None) -> ExampleInputs | None:
+    """What a model is called with for the first sample of a loader (a ``DataLoader`` or a list); None if unknown.
+
+    The sample is read apart from the loader, whose order and workers are not touched, and random generators are put
+    back.
+    """
+    rng = capture_rng()
+    try:
+        if isinstance(loader, DataLoader):
+            if loader.batch_sampler is None or isinstance(loader.dataset, IterableDataset):
+                return None
+            args, kwargs, _ = split_batch(loader.collate_fn([loader.dataset[0]]))
+        elif isinstance(loader, list | tuple) and loader:
+            args, kwargs, _ = split_batch(loader[0])
+        else:
+            return None
+        return ExampleInputs(tuple(args), dict(kwargs))
+    except (DistillerError, *_FAILURES):
+        return None
+    finally:
+        restore_rng(rng)
 
 
 def layer_facts(model: nn.Module, bits: Mapping[str, tuple[int | None, int | None]]) -> list[dict[str, Any]]:

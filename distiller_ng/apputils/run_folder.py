@@ -34,6 +34,19 @@ from distiller_ng.reports.schedule_timeline import schedule_timeline
 
 __all__ = ["RunFolder", "RunState"]
 
+_RESULTS = (
+    "acts_histograms.pt",
+    "acts_quantization_stats.yaml",
+    "benchmark.json",
+    "histograms.json",
+    "metrics.jsonl",
+    "plan.json",
+    "schedule.yaml",
+    "summary.json",
+    "training.csv",
+    "weights_sparsity.csv",
+)
+
 logger = logging.getLogger(__name__)
 
 
@@ -124,6 +137,11 @@ class RunFolder:
             except ValueError:
                 break
         return [event for event in found if isinstance(event, dict)]
+
+    def forget(self) -> None:
+        """Remove what another run left here, but for its log and checkpoints."""
+        for name in _RESULTS:
+            (self.path / name).unlink(missing_ok=True)
 
     def continue_at(self, epoch: int, completed: int = 0) -> None:
         """Forget what an interrupted run measured after the point it goes on from: so many minibatches of ``epoch``."""

@@ -216,6 +216,11 @@ class SampleSource:
         return GradientSampler(self._loader)
 
     @property
+    def loader(self) -> Iterable[Any] | None:
+        """What the training loop goes through, if that is known."""
+        return self._loader
+
+    @property
     def is_given(self) -> bool:
         """Whether the user gave a sampler."""
         return self._given is not None

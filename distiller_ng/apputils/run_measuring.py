@@ -1,0 +1,92 @@
+"""What a recorded run is given and measures: a schedule, numbers, losses of an epoch, activations (layer 5)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import Tensor, nn
+
+from distiller_ng.apputils.run_results import undisturbed
+from distiller_ng.core._batches import split_batch
+from distiller_ng.data_loggers import collect_histograms
+from distiller_ng.data_loggers.base import plain_number
+from distiller_ng.errors import ArgumentError, CalibrationError
+from distiller_ng.names import unwrap
+from distiller_ng.ops.modules import convert_tensors_recursively_to, model_device
+
+__all__ = ["EpochLosses", "as_number", "save_activation_histograms", "schedule_text"]
+
+
+class EpochLosses:
+    """Running means over the minibatches of an epoch, added up on the device the losses are on.
+
+    After ``add({"loss": 1.0})`` and ``add({"loss": 2.0, "extra": 4.0})``, :meth:`means` is ``{"loss": 1.5, "extra":
+    2.0}``: a policy that adds nothing in a minibatch counts as 0.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        #: Minibatches so far.
+        self.count = 0
+
+    def add(self, losses: Mapping[str, Tensor]) -> None:
+        """One minibatch."""
+        self.count += 1
+        for name, value in losses.items():
+            known = self._sums.get(name)
+            self._sums[name] = value.detach() if known is None else known + value.detach()
+
+    def means(self) -> dict[str, float]:
+        """Fetch the numbers."""
+        return {name: float(value) / self.count for name, value in self._sums.items()}
+
+
+def save_activation_histograms(model: nn.Module, batches: Iterable[Any], folder: Path) -> None:
+    """Write ``acts_histograms.pt``: histograms of all activations on ``batches``, which the model runs on twice.
+
+    The model is in evaluation mode meanwhile; modes and random generators are put back. Raises
+    :class:`CalibrationError` for batches it does not run on.
+    """
+    given = batches if isinstance(batches, Sequence) or hasattr(batches, "__len__") else list(batches)
+    bare = unwrap(model)
+    device = model_device(bare)
+
+    def run(model: nn.Module) -> None:
+        for batch in given:
+            args, kwargs, _ = split_batch(batch)
+            model(*convert_tensors_recursively_to(tuple(args), device), **dict(kwargs))
+
+    modes = {module: module.training for module in bare.modules()}
+    bare.eval()
+    try:
+        with undisturbed():
+            collect_histograms(bare, run, save_dir=folder)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise CalibrationError(f"the model does not run on these batches: {error}") from error
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def schedule_text(schedule: str | os.PathLike[str] | Mapping[str, Any] | None) -> str:
+    """A schedule to keep: the text of a file, a dictionary as YAML; raises :class:`ArgumentError` without the file."""
+    if schedule is None:
+        return ""
+    if isinstance(schedule, Mapping):
+        return yaml.safe_dump(dict(schedule), sort_keys=False, allow_unicode=True)
+    path = Path(schedule).expanduser()
+    if not path.is_file():
+        raise ArgumentError(f"there is no schedule {os.fspath(schedule)!r}", argument=("schedule",))
+    return path.read_text(encoding="utf-8")
+
+
+def as_number(name: str, value: Any) -> float:
+    """A number, also of a tensor with one value; raises :class:`ArgumentError` for anything else."""
+    plain = plain_number(value)
+    if isinstance(plain, bool) or not isinstance(plain, int | float):
+        raise ArgumentError(f"log({name}=...) takes a number, got {value!r}", argument=(name,))
+    return float(plain)
