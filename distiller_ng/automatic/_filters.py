@@ -37,7 +37,23 @@ class RankedFilters:
 
     def coupled(self) -> list[tuple[str, ...]]:
         """Parameters whose filters go together, in model order; each once."""
-        return list(dict.fromkeys(makers for makers in self.makers if makers))
+        found: list[dict[str, None]] = []
+        for makers in filter(None, self.makers):
+            mine = [names for names in found if names.keys() & set(makers)]
+            merged = dict.fromkeys(name for names in (*mine, makers) for name in names)
+            found = [names for names in found if names not in mine] + [merged]
+        place = {name: position for position, name in enumerate(ParameterIndex(self.graph.model))}
+        ordered = (tuple(sorted(names, key=place.__getitem__)) for names in found)
+        return sorted(ordered, key=lambda names: place[names[0]])
+
+    def width(self, name: str) -> int:
+        """How many channels the parameter makes that can go: those of its narrowest family; 0 if there are none."""
+        return min((len(r) for makers, r in zip(self.makers, self._ranked, strict=True) if name in makers), default=0)
+
+    def orders(self, name: str) -> list[float]:
+        """The scores of the channels a parameter makes, relative to their mean, lowest first."""
+        found = (r for makers, r in zip(self.makers, self._ranked, strict=True) if name in makers)
+        return sorted(self._scores[channel] for ranked in found for channel in ranked)
 
     def removed(self, levels: Mapping[str, float]) -> frozenset[int]:
         """The channels that go; of a family's named parameters the lowest level counts.

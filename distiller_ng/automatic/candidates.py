@@ -15,17 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from distiller_ng.automatic._filters import RankedFilters
+from distiller_ng.automatic._tensors import output_axes, rounded, stored_buffers
 from distiller_ng.errors import ArgumentError, TargetError, did_you_mean
 from distiller_ng.graph.dependency import DependencyGraph
 from distiller_ng.graph.inputs import ExampleInputsLike, as_example_inputs
 from distiller_ng.names import ParameterIndex, canonical_name, unwrap
-from distiller_ng.ops.linear_quantization import (
-    LinearQuantMode,
-    QuantizationParameters,
-    check_bits,
-    dequantize,
-    quantize,
-)
+from distiller_ng.ops.linear_quantization import check_bits
 from distiller_ng.ops.masks import create_mask_level_criterion
 from distiller_ng.pruning.importance.base import ImportanceLike
 from distiller_ng.reports.compute import layer_costs
@@ -116,12 +111,12 @@ class Candidates:
         self.group = group
         self.example_inputs = as_example_inputs(example_inputs)
         self.parameters = ParameterIndex(self.model)
-        self._tensors: dict[str, Tensor] = {**self.parameters, **_stored_buffers(self.model)}
+        self._tensors: dict[str, Tensor] = {**self.parameters, **stored_buffers(self.model)}
         self._zeros = {name: int((p == 0).sum()) for name, p in self.parameters.items()}
         self._ranked: RankedFilters | None = None
         if group == "filter":
             self._ranked = RankedFilters(DependencyGraph.trace(self.model, self.example_inputs), importance)
-            self._layer_macs: dict[str, float] = {}
+            self._layer_macs: list[tuple[float, list[str]]] = []
         else:
             self._layer_macs = self._measured_macs()
 
@@ -132,7 +127,11 @@ class Candidates:
         if self._ranked is None:
             return [(name,) for name in prunable]
         mine = (tuple(name for name in names if name in prunable) for names in self._ranked.coupled())
-        return list(dict.fromkeys(names for names in mine if names))
+        return [names for names in mine if names]
+
+    def width(self, name: str) -> int:
+        """How many things a sparsity of a parameter counts: its weights, or the channels that it makes."""
+        return self.parameters[name].numel() if self._ranked is None else self._ranked.width(name)
 
     def build(self, choices: Choices) -> nn.Module:
         """A compressed copy, in the mode (training or evaluation) of the model.
@@ -149,14 +148,14 @@ class Candidates:
             removed = self._removed(wanted)
             plan = ThinningPlan.for_channels(self._ranked.graph, removed)
             apply_plan(made, plan, self.example_inputs, warn=False)
-        index, axes = ParameterIndex(made), _output_axes(made)
+        index, axes = ParameterIndex(made), output_axes(made)
         with torch.no_grad():
             for name, choice in wanted.items():
                 parameter = index[name]
                 if self._ranked is None and choice.sparsity > 0:
                     parameter.mul_(create_mask_level_criterion(parameter, choice.sparsity))
                 if choice.bits != _FLOAT:
-                    parameter.copy_(_rounded(parameter, choice.bits, axes.get(name, 0)))
+                    parameter.copy_(rounded(parameter, choice.bits, axes.get(name, 0)))
         return made
 
     def cost(self, choices: Choices) -> PredictedCost:
@@ -232,22 +231,27 @@ class Candidates:
     def _macs(self, wanted: Choices, left: Mapping[str, int], gone: frozenset[int]) -> float:
         if self._ranked is not None:
             return sum(self._ranked.macs(gone).values())
-        total = 0.0
-        for layer, macs in self._layer_macs.items():
-            names = [name for name in left if _is_of(name, layer) and self.parameters[name].dim() > 1]
-            values = sum(self.parameters[name].numel() for name in names)
-            total += macs * sum(left[name] for name in names) / values if values else macs
-        return total
+        return sum(
+            macs * (sum(left[name] for name in names) / sum(self.parameters[name].numel() for name in names))
+            if names
+            else macs
+            for macs, names in self._layer_macs
+        )
 
-    def _measured_macs(self) -> dict[str, float]:
-        found: dict[str, float] = {}
+    def _measured_macs(self) -> list[tuple[float, list[str]]]:
+        """The multiply-accumulates of each layer, and the weights that make them."""
         inputs = self.example_inputs
         if inputs.args and inputs.kwargs:
             message = "positional and keyword example inputs together are not measured: give a tuple or a mapping"
             raise ArgumentError(message, argument=("example_inputs",))
+        found: dict[str, float] = {}
         for cost in layer_costs(self.model, inputs.args or dict(inputs.kwargs)):
             found[cost.name] = found.get(cost.name, 0.0) + cost.macs
-        return found
+        return [(macs, self._weights_of(layer)) for layer, macs in found.items()]
+
+    def _weights_of(self, layer: str) -> list[str]:
+        below = {id(p) for name, p in self.model.named_parameters(remove_duplicate=False) if _is_of(name, layer)}
+        return [name for name, p in self.parameters.items() if id(p) in below and p.dim() > 1]
 
 
 def compressed_copy(
@@ -278,29 +282,5 @@ def predicted_cost(
     return Candidates(model, example_inputs, group=group).cost(choices)
 
 
-def _rounded(weight: Tensor, bits: int, axis: int) -> Tensor:
-    wide = weight.detach()
-    wide = wide.float() if wide.element_size() < 4 else wide
-    channels = axis if wide.dim() > 1 else None
-    grid = QuantizationParameters.of_tensor(wide, bits, LinearQuantMode.SYMMETRIC_RESTRICTED, axis=channels)
-    return dequantize(quantize(wide, grid), grid).to(weight.dtype)
-
-
-def _output_axes(model: nn.Module) -> dict[str, int]:
-    """Weights whose output channels lie along another dimension than the first."""
-    transposed = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-    modules = ((name, module) for name, module in model.named_modules() if isinstance(module, transposed))
-    return {canonical_name(f"{name}.weight" if name else "weight"): 1 for name, module in modules if module.groups == 1}
-
-
-def _stored_buffers(model: nn.Module) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
-    for prefix, module in model.named_modules():
-        for name, buffer in module.named_buffers(recurse=False):
-            if name not in module._non_persistent_buffers_set:
-                found[canonical_name(f"{prefix}.{name}" if prefix else name)] = buffer
-    return found
-
-
 def _is_of(parameter: str, layer: str) -> bool:
-    return not layer or parameter.startswith(f"{layer}.")
+    return not layer or canonical_name(parameter).startswith(f"{layer}.")
