@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -22,6 +23,7 @@ __all__ = [
     "ALL_PRUNABLE_WITH_EMBEDDINGS",
     "PATTERN_PREFIX",
     "ParameterIndex",
+    "UnknownName",
     "canonical_name",
     "has_one_weight",
     "strip_wrappers",
@@ -66,6 +68,17 @@ def has_one_weight(module: nn.Module) -> bool:
     if isinstance(module, nn.Linear | nn.Embedding | nn.modules.conv._ConvNd):
         return True
     return any(cls.__name__ == "Conv1D" for cls in type(module).__mro__)
+
+
+class UnknownName(TargetError, KeyError):
+    """No parameter has this name, or none has it any more: its layer was replaced. Asking for it costs nothing."""
+
+    def __init__(self, name: str, known: Mapping[str, Any]) -> None:
+        super().__init__(name)
+        self.name, self.known = name, known
+
+    def __str__(self) -> str:
+        return f"the model has no parameter {self.name!r} (any more). {did_you_mean(self.name, self.known)}"
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -120,7 +133,7 @@ class ParameterIndex(Mapping[str, nn.Parameter]):
     def __getitem__(self, name: str) -> nn.Parameter:
         found = self.find(name)
         if found is None:
-            raise KeyError(name)
+            raise UnknownName(name, self)
         return self._parameters[found]
 
     def __iter__(self) -> Iterator[str]:

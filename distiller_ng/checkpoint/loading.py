@@ -15,11 +15,11 @@ from torch.optim import Optimizer
 from distiller_ng.checkpoint._undo import Undo
 from distiller_ng.checkpoint.contents import Checkpoint, read_checkpoint
 from distiller_ng.checkpoint.files import PathLike
-from distiller_ng.checkpoint.optimizers import check_optimizer, rebuild_optimizer
+from distiller_ng.checkpoint.optimizers import check_optimizer, follow_structure, rebuild_optimizer
 from distiller_ng.checkpoint.resumable import LoadedScheduler
 from distiller_ng.core.scheduler import CompressionScheduler
 from distiller_ng.errors import CheckpointError, did_you_mean, listed
-from distiller_ng.names import strip_wrappers, unwrap
+from distiller_ng.names import ParameterIndex, strip_wrappers, unwrap
 
 __all__ = ["ModelFactory", "load_checkpoint", "load_lean_checkpoint", "restore"]
 
@@ -117,7 +117,10 @@ def restore(
     finished = False
     try:
         if len(checkpoint.record):
+            parameters = dict(ParameterIndex(model))
             model = checkpoint.record.replay(model)
+            if optimizer is not None and not lean and checkpoint.optimizer_names is not None:
+                follow_structure(optimizer, model, parameters, checkpoint.optimizer_names)
         weights = _fitting(checkpoint, model, strict=strict)
         if not lean:
             _check_model(scheduler, model)

@@ -14,7 +14,14 @@ from distiller_ng.checkpoint.legacy import placeholder_name
 from distiller_ng.errors import CheckpointError
 from distiller_ng.names import ParameterIndex
 
-__all__ = ["GroupNames", "check_optimizer", "group_names", "optimizer_type_name", "rebuild_optimizer"]
+__all__ = [
+    "GroupNames",
+    "check_optimizer",
+    "follow_structure",
+    "group_names",
+    "optimizer_type_name",
+    "rebuild_optimizer",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +46,30 @@ def group_names(optimizer: Optimizer, model: nn.Module) -> GroupNames:
     """Which parameters each group of the optimizer holds, e.g. ``[["conv.weight"], ["conv.bias"]]``."""
     names = {id(parameter): name for name, parameter in ParameterIndex(model).items()}
     return [[names.get(id(parameter)) for parameter in group["params"]] for group in optimizer.param_groups]
+
+
+def follow_structure(optimizer: Optimizer, model: nn.Module, before: Mapping[str, Tensor], names: GroupNames) -> None:
+    """Let ``optimizer`` hold what stands for parameters that the model had ``before`` and no longer has.
+
+    ``names`` are those of the saved optimizer's groups. Groups stay what they are; parameters that neither model had
+    (of another module) stay too; state is left to ``load_state_dict``. Where groups do not correspond nothing is done:
+    :func:`check_optimizer` says why.
+    """
+    index = ParameterIndex(model)
+    present = {id(parameter) for parameter in index.values()}
+    gone = {id(parameter) for parameter in before.values()} - present
+    groups = optimizer.param_groups
+    if len(groups) != len(names) or not any(id(p) in gone for group in groups for p in group["params"]):
+        return
+    for at, (group, wanted) in enumerate(zip(groups, names, strict=True)):
+        if not any(id(parameter) in gone for parameter in group["params"]):
+            continue
+        if any(name is None or name not in index for name in wanted):
+            return
+        new = [index[name] for name in wanted if name is not None]
+        groups[at] = {**group, "params": new}
+        if "param_names" in group:
+            groups[at]["param_names"] = [index.raw_name(name) for name in wanted if name is not None]
 
 
 def check_optimizer(

@@ -14,7 +14,7 @@ from distiller_ng.checkpoint import LoadedScheduler
 from distiller_ng.config.components import Builder
 from distiller_ng.config.kinds import KINDS, kind_of_key
 from distiller_ng.config.marks import Path
-from distiller_ng.config.overlaps import warn_about_overlaps
+from distiller_ng.config.overlaps import refuse_use_of_replaced, warn_about_overlaps
 from distiller_ng.config.parts import OPTIONAL, without_missing_teachers
 from distiller_ng.config.policies import PlannedPolicy, PolicyBuilder, find_instance
 from distiller_ng.config.probing import CONSTRUCTOR_ERRORS
@@ -86,6 +86,7 @@ class ScheduleLoader:
         planned = self._plan(self._build_components())
         if not self._report.problems:
             warn_about_overlaps(planned, self._report)
+            refuse_use_of_replaced(planned, self._parameters, self._report)
         return planned
 
     def _build_components(self) -> Components:

@@ -1,4 +1,4 @@
-"""Warning about policies that get in each other's way in the same epochs (layer 4)."""
+"""Policies that get in each other's way: in the same epochs, or after a layer was replaced (layer 4)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from distiller_ng.config.policies import MAX_EPOCH, PlannedPolicy
 from distiller_ng.config.problems import Report
 from distiller_ng.core.window import PolicyWindow
 from distiller_ng.errors import listed
+from distiller_ng.names import ParameterIndex
 
-__all__ = ["common_epochs", "warn_about_overlaps"]
+__all__ = ["common_epochs", "refuse_use_of_replaced", "warn_about_overlaps"]
 
 _SHOWN = 3
 
@@ -35,6 +36,26 @@ def warn_about_overlaps(policies: Sequence[PlannedPolicy], report: Report) -> No
             effect = "one decides after the other" if first.component is second.component else "their masks multiply"
             written = listed(map(repr, shared), limit=_SHOWN)
             report.warn(second.spec.path, f"{names} both write {written} {when}; {effect}")
+
+
+def refuse_use_of_replaced(policies: Sequence[PlannedPolicy], parameters: ParameterIndex, report: Report) -> None:
+    """Note a problem for each policy that acts on a weight after another one replaced its layer."""
+    for one in policies:
+        removed = getattr(one.policy, "removed_parameters", None)
+        if not callable(removed):
+            continue
+        gone = set(removed(parameters))
+        for other in policies:
+            last = other.window.last_epoch
+            used = [name for name in getattr(other.component, "names", ()) if name in gone]
+            if other is not one and used and (last is None or last >= math.floor(one.window.first)):
+                shown = listed(map(repr, used), limit=_SHOWN)
+                report.error(
+                    other.spec.path,
+                    f"{other.kind.noun} {other.spec.instance_name!r} acts on {shown} in or after epoch "
+                    f"{one.window.first:g}, when {one.kind.noun} {one.spec.instance_name!r} replaces them: end "
+                    "its policy before, or leave the weights out",
+                )
 
 
 def common_epochs(first: PolicyWindow, second: PolicyWindow) -> Sequence[int]:

@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from distiller_ng.core.masker import ParameterMasker
 from distiller_ng.errors import CheckpointError, TargetError, did_you_mean
-from distiller_ng.names import ParameterIndex
+from distiller_ng.names import ParameterIndex, UnknownName
 
 __all__ = ["RESTORED", "MaskRegistry", "create_model_masks_dict"]
 
@@ -51,7 +51,7 @@ class MaskRegistry(MutableMapping[str, ParameterMasker]):
     def __getitem__(self, name: str) -> ParameterMasker:
         found = name if name in self._maskers else self.parameters.find(name)
         if found is None or found not in self._maskers:
-            raise KeyError(name)
+            raise UnknownName(name, self._maskers)
         return self._maskers[found]
 
     def __setitem__(self, name: str, masker: ParameterMasker) -> None:

@@ -9,6 +9,8 @@ from distiller_ng.errors import ArgumentError
 
 __all__ = ["TruncatedSVD", "truncated_svd"]
 
+_HOOKS = ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs")
+
 
 def truncated_svd(W: Tensor, l: int) -> tuple[Tensor, Tensor]:  # noqa: E741 - Distiller's names
     """The best approximation of ``W`` ``[N, M]`` of rank ``l``, as two factors ``[N, l]`` and ``[l, M]``.
@@ -71,6 +73,46 @@ class TruncatedSVD(nn.Module):
         if isinstance(bias, Tensor):
             self.fc_u.bias = nn.Parameter(bias.detach().clone())
 
+    @classmethod
+    def of_factors(cls, layer: nn.Linear, left: Tensor, right: Tensor) -> TruncatedSVD:
+        """What stands for ``layer`` once its weight is ``left`` ``[N, rank]`` times ``right`` ``[rank, M]``.
+
+        The bias stays the same parameter; whether it trains, mode and forward hooks are the layer's.
+        """
+        made = cls.__new__(cls)
+        nn.Module.__init__(made)
+        made.replaced_gemm, made.rank = type(layer).__name__, left.shape[1]
+        made.preserve_ratio = left.shape[1] / left.shape[0]
+        with torch.device("meta"):
+            made.fc_sv = nn.Linear(right.shape[1], made.rank, bias=False)
+            made.fc_u = nn.Linear(made.rank, left.shape[0], bias=layer.bias is not None)
+        trains = layer.weight.requires_grad
+        made.fc_sv.weight, made.fc_u.weight = nn.Parameter(right, trains), nn.Parameter(left, trains)
+        made.fc_u.bias = layer.bias
+        for hooks in _HOOKS:  # the very dictionaries, so that handles given out before still remove their hook
+            made.__dict__[hooks] = layer.__dict__[hooks]
+        return made.train(layer.training)
+
+    @property
+    def in_features(self) -> int:
+        """M, as of the layer that was replaced."""
+        return int(self.fc_sv.weight.shape[1])
+
+    @property
+    def out_features(self) -> int:
+        """N, as of the layer that was replaced."""
+        return int(self.fc_u.weight.shape[0])
+
+    @property
+    def weight(self) -> Tensor:
+        """The product ``[N, M]``, for code that reads the layer's weight instead of calling the layer."""
+        return self.fc_u.weight @ self.fc_sv.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias of the second layer; None without one."""
+        return self.fc_u.bias
+
     def forward(self, x: Tensor) -> Tensor:
         """``[..., M]`` to ``[..., N]``."""
         y: Tensor = self.fc_u(self.fc_sv(x))
@@ -78,4 +120,4 @@ class TruncatedSVD(nn.Module):
 
     def extra_repr(self) -> str:
         """What was replaced, for the printed model."""
-        return f"replaced={self.replaced_gemm}, rank={self.rank}, preserve_ratio={self.preserve_ratio}"
+        return f"replaced={self.replaced_gemm}, rank={self.rank}, preserve_ratio={self.preserve_ratio:g}"

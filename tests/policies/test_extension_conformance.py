@@ -27,6 +27,7 @@ MINIMAL = {
     "GradualParam": {"weights": ["0.bias"], "init_val": 1.0, "final_val": 0.0},
     "LayerPruning": {"layers": ["1"]},
     "LayerThinning": {},
+    "LowRankThinning": {"layers": ["4"], "rank": 1},
     "LearningRateFunction": {"lr_func": "linear", "init_lr": 0.1, "final_lr": 0.01},
     "LearningRate": {"lr_class": "StepLR", "lr_kwargs": {"gamma": 0.5, "step_size": 1.0}, "init_lr": 0.1},
     "Powerpropagation": {"alpha": 2.0},
