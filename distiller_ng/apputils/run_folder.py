@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from distiller_ng.apputils.run_facts import weight_histograms
+from distiller_ng.apputils.run_facts import bits_by_module, layer_facts, model_facts, weight_histograms
 from distiller_ng.apputils.run_results import RunResults
 from distiller_ng.checkpoint import save_checkpoint
 from distiller_ng.core.scheduler import CompressionScheduler
@@ -28,6 +28,7 @@ from distiller_ng.data_loggers import (
     TensorBoardLogger,
 )
 from distiller_ng.errors import ArgumentError, DistillerError
+from distiller_ng.graph.inputs import ExampleInputs
 from distiller_ng.ops.files import write_text_atomically
 from distiller_ng.reports.schedule_plan import schedule_plan
 from distiller_ng.reports.schedule_timeline import schedule_timeline
@@ -106,6 +107,17 @@ class RunFolder:
             return
         self._write_json("plan.json", {"plan": plan.as_dict(), "timeline": timeline.as_dict()})
 
+    def record_start(self, results: RunResults, scheduler: CompressionScheduler, inputs: ExampleInputs | None) -> None:
+        """Note in ``results`` what the model is, and its weights in ``histograms.json``, before training."""
+        results.model_before = model_facts(scheduler.model, inputs)
+        self.keep_histograms(scheduler.model, "before")
+
+    def record_end(self, results: RunResults, scheduler: CompressionScheduler, inputs: ExampleInputs | None) -> None:
+        """The same at the end of training, with the layers and their bits."""
+        results.model_after = model_facts(scheduler.model, inputs)
+        results.layers = layer_facts(scheduler.model, bits_by_module(scheduler))
+        self.keep_histograms(scheduler.model, "after")
+
     def keep_histograms(self, model: nn.Module, moment: str) -> None:
         """Add the weights of ``moment`` (``"before"``, ``"after"``) to ``histograms.json``."""
         known = self._read_json("histograms.json")
@@ -147,9 +159,9 @@ class RunFolder:
         """Forget what an interrupted run measured after the point it goes on from: so many minibatches of ``epoch``."""
 
         def is_kept(row: Mapping[str, Any]) -> bool:
-            at = int(row.get("epoch") or 0)
+            at = int(row.get("epoch") or 0)  # -1: outside training
             inside = at == epoch and "Training" in str(row.get("group")) and int(row.get("completed") or 0) <= completed
-            return 0 <= at < epoch or inside
+            return at < epoch or inside
 
         path = self.path / "metrics.jsonl"
         if path.exists():

@@ -102,13 +102,15 @@ class RunResults:
         return "\n".join(parts)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run must know: the scores before pruning."""
-        return {"before": None if self.before is None else asdict(self.before)}
+        """What a resumed run must know: the scores before pruning, and the model it began with."""
+        before = None if self.before is None else asdict(self.before)
+        return {"before": before, "model_before": dict(self.model_before)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore :meth:`state_dict`."""
         before = state.get("before")
         self.before = None if before is None else Scores(**before)
+        self.model_before = dict(state.get("model_before") or {})
 
 
 def first_pruning_epoch(scheduler: CompressionScheduler) -> int | None:
