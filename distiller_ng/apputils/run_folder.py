@@ -112,10 +112,14 @@ class RunFolder:
         results.model_before = model_facts(scheduler.model, inputs)
         self.keep_histograms(scheduler.model, "before")
 
-    def record_end(self, results: RunResults, scheduler: CompressionScheduler, inputs: ExampleInputs | None) -> None:
-        """The same at the end of training, with the layers and their bits."""
+    def record_state(self, results: RunResults, scheduler: CompressionScheduler, inputs: ExampleInputs | None) -> None:
+        """Note what the model is now, with its layers and their bits."""
         results.model_after = model_facts(scheduler.model, inputs)
         results.layers = layer_facts(scheduler.model, bits_by_module(scheduler))
+
+    def record_end(self, results: RunResults, scheduler: CompressionScheduler, inputs: ExampleInputs | None) -> None:
+        """The same at the end of training, with its weights in ``histograms.json``."""
+        self.record_state(results, scheduler, inputs)
         self.keep_histograms(scheduler.model, "after")
 
     def keep_histograms(self, model: nn.Module, moment: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from distiller_ng.apputils.log_setup import execution_env_state
-from distiller_ng.apputils.run_facts import bits_by_module, first_inputs, layer_facts, model_facts
+from distiller_ng.apputils.run_facts import first_inputs, model_facts
 from distiller_ng.apputils.run_folder import RunFolder
 from distiller_ng.apputils.run_measuring import EpochLosses, as_number, save_activation_histograms, schedule_text
 from distiller_ng.apputils.run_results import RunResults, first_pruning_epoch
@@ -111,8 +111,6 @@ class RunRecorder(RunObserver):
         self._first_pruning: int | None = None
         self._not_finite: list[int] = []
 
-    # -- what the user calls ------------------------------------------------------------------------------------------
-
     def log(self, **values: Any) -> None:
         """Keep results: of the open epoch, of the model before training, or after it, depending on when it is called.
 
@@ -152,8 +150,6 @@ class RunRecorder(RunObserver):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close("finished" if kind is None else f"stopped by {kind.__name__}")
-
-    # -- what the scheduler tells -------------------------------------------------------------------------------------
 
     def epoch_began(self, epoch: int) -> None:
         """Open the folder in the first epoch; begin counting."""
@@ -216,11 +212,8 @@ class RunRecorder(RunObserver):
         if self._overwrite and not is_resumed:
             folder.forget()
         elif (before or (self.path / "metrics.jsonl").exists()) and not is_resumed:
-            raise ArgumentError(
-                f"{self.path} holds a run already: name another folder, load its checkpoint to go on, or say "
-                "overwrite=True",
-                argument=("folder",),
-            )
+            message = "holds a run already: name another folder, load its checkpoint to go on, or say overwrite=True"
+            raise ArgumentError(f"{self.path} {message}", argument=("folder",))
         self.path.mkdir(parents=True, exist_ok=True)
         folder.continue_at(epoch, done)
         self._folder = folder
@@ -233,8 +226,7 @@ class RunRecorder(RunObserver):
             results.model_before = (before.get("model") or {}).get("before") or {}
             self._seconds = float(before.get("seconds") or 0.0)
         else:
-            results.model_before = model_facts(self._scheduler.model, self._known_inputs())
-            folder.keep_histograms(self._scheduler.model, "before")
+            folder.record_start(results, self._scheduler, self._known_inputs())
             for values in self._early:
                 self._keep(values)
         self._save("running")
@@ -254,9 +246,9 @@ class RunRecorder(RunObserver):
             self._folder.keep_plan(scheduler, steps)
         if self._known_inputs() is None:
             self._inputs = first_inputs(scheduler.data.loader)
-        if self._results.model_before.get("macs") is None:
-            facts = model_facts(scheduler.model, self._inputs)
-            self._results.model_before = {**self._results.model_before, "macs": facts["macs"]}
+        before = self._results.model_before
+        if before.get("macs") is None:
+            self._results.model_before = {**before, "macs": model_facts(scheduler.model, self._inputs)["macs"]}
 
     def _log_training(self) -> None:
         metrics = self._losses.means()
@@ -291,13 +283,11 @@ class RunRecorder(RunObserver):
     def _save(self, status: str) -> None:
         if self._folder is None:
             return
-        scheduler, results = self._scheduler, self._results
-        model = unwrap(scheduler.model)
+        results = self._results
         results.status = status
-        results.model_after = model_facts(model, self._known_inputs())
-        results.layers = layer_facts(model, bits_by_module(scheduler))
+        self._folder.record_state(results, self._scheduler, self._known_inputs())
         results.seconds = round(self._seconds + time.monotonic() - self._began, 1)
-        results.notes = [*scheduler.notes, *self._warnings()]
+        results.notes = [*self._scheduler.notes, *self._warnings()]
         self._folder.save_results(results)
 
     def _warnings(self) -> list[str]:
