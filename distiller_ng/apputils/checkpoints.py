@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 import warnings
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_map_only
 
 from distiller_ng import checkpoint
 from distiller_ng.checkpoint import Checkpoint
+from distiller_ng.checkpoint.optimizers import check_optimizer, optimizer_type_name
 from distiller_ng.config import file_config
 from distiller_ng.core.scheduler import CompressionScheduler
 from distiller_ng.errors import CheckpointError, ScheduleWarning
+from distiller_ng.graph.inputs import ExampleInputs
 from distiller_ng.models import create_model
 from distiller_ng.names import unwrap
+from distiller_ng.ops.modules import model_device
 
 __all__ = ["load_checkpoint", "load_lean_checkpoint", "load_schedule", "resume_checkpoint"]
 
@@ -75,14 +77,17 @@ def resume_checkpoint(
     make_optimizer: Callable[[nn.Module], Optimizer] | None = None,
     reset: bool = False,
     teachers: Mapping[str, nn.Module] | None = None,
+    example_inputs: ExampleInputs | None = None,
     add_policies: Callable[[CompressionScheduler], None] | None = None,
 ) -> tuple[nn.Module, CompressionScheduler, Optimizer | None, int]:
     """Continue a run from its checkpoint alone: ``(model, scheduler, optimizer, start_epoch)``, restored exactly.
 
     The schedule is read again from the text the checkpoint holds, or from ``schedule_file``. A different schedule keeps
     the masks and the absolute epoch and begins its own policies. ``make_optimizer`` builds the optimizer where the file
-    has none. ``reset`` keeps only weights and masks: new optimizer, epoch 0. ``teachers`` are those the schedule
-    names; ``add_policies`` adds what the run had beyond its schedule, before its state is restored.
+    has none, or one of a class that is not torch's. ``reset`` keeps only weights and masks: new optimizer, epoch 0.
+    ``teachers`` are those the schedule names; ``example_inputs`` is what components need that follow the model's data
+    flow (default: of its ``input_shape``); ``add_policies`` adds what the run had beyond its schedule, before its state
+    is restored.
 
     A loop that calls the hooks itself must call ``scheduler.resume_point.restore_rng()`` before its first epoch.
     Raises what ``load_checkpoint`` and ``file_config`` raise. Example::
@@ -98,12 +103,19 @@ def resume_checkpoint(
     fresh = optimizer is None or reset
     if fresh and make_optimizer is not None:
         optimizer = make_optimizer(model)
+        fresh = reset or not _continued(optimizer, model, saved)
     elif reset:
         optimizer = None
     start_epoch = 0 if reset else start_epoch
     resumed = start_epoch - 1 if fresh and start_epoch else None
     text = None if reset else saved.schedule_text
-    scheduler = _schedule(text, model, optimizer, schedule_file, resumed, teachers)
+    if schedule_file is not None or text is not None:
+        source = schedule_file if schedule_file is not None else f"{text}\n"  # with a line break: not a path
+        scheduler: CompressionScheduler | None = load_schedule(
+            model, optimizer, source, resumed_epoch=resumed, teachers=teachers, example_inputs=example_inputs
+        )
+    else:
+        scheduler = None
     if saved.scheduler_state is None:
         scheduler = scheduler or masked
     scheduler = scheduler or CompressionScheduler(model, optimizer=optimizer)
@@ -114,22 +126,14 @@ def resume_checkpoint(
     return model, scheduler, optimizer, start_epoch
 
 
-def _schedule(
-    text: str | None,
-    model: nn.Module,
-    optimizer: Optimizer | None,
-    schedule_file: PathLike | None,
-    resumed_epoch: int | None,
-    teachers: Mapping[str, nn.Module] | None,
-) -> CompressionScheduler | None:
-    if schedule_file is not None:
-        return load_schedule(model, optimizer, schedule_file, resumed_epoch=resumed_epoch, teachers=teachers)
-    if text is None:
-        return None
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "schedule.yaml"
-        path.write_text(text, encoding="utf-8")
-        return load_schedule(model, optimizer, path, resumed_epoch=resumed_epoch, teachers=teachers)
+def _continued(optimizer: Optimizer, model: nn.Module, saved: Checkpoint) -> bool:
+    """Give an optimizer of a class that is not torch's its saved state; whether the file had one."""
+    if saved.optimizer_state is None or saved.optimizer_type != optimizer_type_name(optimizer):
+        return False
+    state, names = saved.optimizer_state, saved.optimizer_names
+    check_optimizer(optimizer, model, kind=saved.optimizer_type, state=state, names=names)
+    optimizer.load_state_dict(dict(state))
+    return True
 
 
 def _restore(scheduler: CompressionScheduler, saved: Checkpoint, *, exact: bool) -> None:
@@ -149,13 +153,20 @@ def load_schedule(
     *,
     resumed_epoch: int | None = None,
     teachers: Mapping[str, nn.Module] | None = None,
+    example_inputs: ExampleInputs | None = None,
 ) -> CompressionScheduler:
-    """``file_config`` with the model's own input shape as example input; what is odd about the file is logged."""
-    shape = getattr(unwrap(model), "input_shape", None)
-    example: tuple[Any, ...] | None = None
-    if shape is not None:
-        device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-        example = (torch.randn(tuple(shape), generator=torch.Generator().manual_seed(0)).to(device),)
+    """``file_config`` with an example input of the model's own ``input_shape``, unless one is given.
+
+    What is odd about the file is logged.
+    """
+    example, shape = example_inputs, getattr(unwrap(model), "input_shape", None)
+    if example is None and shape is not None:
+        example = ExampleInputs((torch.randn(tuple(shape), generator=torch.Generator().manual_seed(0)),))
+    if example is not None:
+        args, kwargs = tree_map_only(
+            torch.Tensor, lambda tensor: tensor.to(model_device(model)), (example.args, dict(example.kwargs))
+        )
+        example = ExampleInputs(args, kwargs)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ScheduleWarning)
         scheduler = file_config(

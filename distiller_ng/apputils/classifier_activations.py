@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import nn
 
+from distiller_ng.apputils.classifier_batches import Criterion
 from distiller_ng.apputils.classifier_loops import Loggers, load_data, test
 from distiller_ng.data_loggers import (
     CollectorSet,
@@ -85,7 +86,7 @@ def activations_watched(
 
 def acts_histogram_collection(
     model: nn.Module,
-    criterion: nn.Module,
+    criterion: Criterion,
     loggers: Loggers,
     args: argparse.Namespace,
     logdir: str | os.PathLike[str] | None = None,
@@ -104,7 +105,7 @@ def acts_histogram_collection(
 
 def acts_quant_stats_collection(
     model: nn.Module,
-    criterion: nn.Module,
+    criterion: Criterion,
     loggers: Loggers,
     args: argparse.Namespace,
     test_loader: Any = None,
@@ -121,7 +122,7 @@ def acts_quant_stats_collection(
     return collect_quant_stats(make_non_parallel_copy(model), test_fn, save_dir=folder)
 
 
-def _tester(criterion: nn.Module, loggers: Loggers, args: argparse.Namespace, fraction: float, loader: Any) -> Any:
+def _tester(criterion: Criterion, loggers: Loggers, args: argparse.Namespace, fraction: float, loader: Any) -> Any:
     if loader is None:
         wanted = copy.copy(args)
         wanted.effective_test_size = fraction

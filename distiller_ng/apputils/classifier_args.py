@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 
 from distiller_ng.apputils.classifier_activations import add_activation_arguments
+from distiller_ng.apputils.classifier_exits import add_early_exit_arguments
 from distiller_ng.apputils.classifier_exporting import add_export_arguments
 from distiller_ng.apputils.classifier_sensitivity import add_sensitivity_arguments
 from distiller_ng.apputils.classifier_thinning import add_thinning_arguments
-from distiller_ng.apputils.unavailable import add_unavailable_arguments
 from distiller_ng.quantization.ptq_arguments import add_post_train_quant_args
 from distiller_ng.reports.summary import PICTURES, SUMMARIES
 from distiller_ng.utils import float_range_argparse_checker
@@ -30,7 +30,7 @@ examples:
 
 
 def init_classifier_compression_arg_parser(include_ptq_lapq_args: bool = False) -> argparse.ArgumentParser:
-    """A parser with every flag of Distiller's; flags of features that do not exist yet exit with a message.
+    """A parser with every flag of Distiller's.
 
     Flags may be abbreviated (``--batch=64``, ``--eval``). ``include_ptq_lapq_args`` adds the ``--qe-lapq`` family.
     """
@@ -58,7 +58,7 @@ def init_classifier_compression_arg_parser(include_ptq_lapq_args: bool = False) 
     add_export_arguments(parser)
     add_sensitivity_arguments(parser)
     add_post_train_quant_args(parser, include_ptq_lapq_args, calibrate_and_evaluate=True)
-    add_unavailable_arguments(parser, "application")
+    add_early_exit_arguments(parser)
     return parser
 
 
@@ -84,6 +84,9 @@ def _add_loading(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--exp-load-weights-from", dest="load_model_path", default="", metavar="PATH", help="load weights alone"
+    )
+    parser.add_argument(
+        "--load-serialized", action="store_true", help="accepted, no effect: models are never wrapped in DataParallel"
     )
     parser.add_argument("--pretrained", action="store_true", help="refused: nothing is downloaded")
     parser.add_argument(

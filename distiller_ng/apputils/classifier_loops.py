@@ -10,9 +10,21 @@ from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_map_only
 
+from distiller_ng.apputils.classifier_batches import (
+    Criterion,
+    batches,
+    check_labels,
+    described,
+    loss_of,
+    run_model,
+    to_device,
+    unpacked,
+)
+from distiller_ng.apputils.classifier_exits import ExitsMeter, OutputReader, exit_costs, training_loss
 from distiller_ng.apputils.data_loaders import load_data as load_image_data
 from distiller_ng.apputils.meters import ClassificationMeter, ConfusionMatrix
 from distiller_ng.core.policy import PolicyLoss
@@ -76,7 +88,7 @@ def load_data(
 def train(
     train_loader: Any,
     model: nn.Module,
-    criterion: nn.Module,
+    criterion: Criterion,
     optimizer: Optimizer,
     epoch: int,
     compression_scheduler: CompressionScheduler | None,
@@ -85,21 +97,27 @@ def train(
 ) -> Scores:
     """Train for one epoch, calling the scheduler's minibatch hooks; ``(top1, top5, mean overall loss)``.
 
-    The caller calls ``on_epoch_begin`` and ``on_epoch_end``. Raises :class:`DistillerError` when the loss is no longer
-    a finite number: nothing that follows would mean anything.
+    The caller calls ``on_epoch_begin`` and ``on_epoch_end``. Batches are ``(inputs, labels)``, see
+    :func:`~distiller_ng.apputils.classifier_batches.unpacked`; a model with exits needs ``args.earlyexit_lossweights``.
+    Raises :class:`DistillerError` when the loss is no longer a finite number, since nothing that follows would mean
+    anything, and where batches, model and labels do not go together.
     """
     steps = len(train_loader)
-    logger.info("Training epoch: %d images (%d per mini-batch)", len(train_loader.sampler), train_loader.batch_size)
+    logger.info("Training epoch: %s", described(train_loader))
     device, meter, began = model_device(model), ClassificationMeter(), time.monotonic()
-    sparsity = model_sparsity(model) / 100.0
+    sparsity, outputs_of = model_sparsity(model) / 100.0, OutputReader(model)
+    weights = getattr(args, "earlyexit_lossweights", None)
     model.train()
     with TrainingProgress() as progress:
-        for step, (images, target) in enumerate(progress.track(train_loader, f"epoch {epoch}")):
-            images, target = images.to(device), target.to(device)
+        tracked = progress.track(batches(train_loader, "training"), f"epoch {epoch}", total=steps)
+        for step, batch in enumerate(tracked):
+            inputs, labels = unpacked(batch, "training")
+            target = labels.to(device)
             if compression_scheduler is not None:
                 compression_scheduler.on_minibatch_begin(epoch, step, steps, optimizer)
-            output = model(images)
-            objective = criterion(output, target)
+            outputs = outputs_of(run_model(model, to_device(inputs, device), "training"))
+            check_labels(outputs[-1], labels, criterion, f"epoch {epoch}, minibatch {step}")
+            objective = training_loss(outputs, target, criterion, weights)
             losses = _fold(compression_scheduler, objective, epoch, step, steps, optimizer)
             optimizer.zero_grad()
             torch.autograd.backward(losses[OVERALL_LOSS])
@@ -109,7 +127,7 @@ def train(
             if compression_scheduler is not None:
                 compression_scheduler.on_minibatch_end(epoch, step, steps, optimizer)
 
-            meter.add(output, target, {name: value.detach() for name, value in losses.items()})
+            meter.add(outputs[-1], _classes(target), {name: value.detach() for name, value in losses.items()})
             rate = float(optimizer.param_groups[0]["lr"])
             progress.show(loss=meter.losses[OVERALL_LOSS], lr=rate, sparsity=sparsity, top1=meter.top1)
             if (step + 1) % args.print_freq == 0 or step + 1 == steps:
@@ -163,32 +181,36 @@ def _report_step(
 def validate(
     val_loader: Any,
     model: nn.Module,
-    criterion: nn.Module,
+    criterion: Criterion,
     loggers: Loggers,
     args: argparse.Namespace,
     epoch: int = -1,
 ) -> Scores:
     """Measure the model on the validation set: ``(top1, top5, mean loss)``, the accuracies in percent."""
     logger.info("--- validate%s-----------", f" (epoch={epoch})" if epoch > -1 else " ")
-    return _evaluate(val_loader, model, criterion, loggers, args, epoch)
+    return _evaluate(val_loader, model, criterion, loggers, args, epoch, ExitsMeter.of(args))
 
 
 def test(
     test_loader: Any,
     model: nn.Module,
-    criterion: nn.Module,
+    criterion: Criterion,
     loggers: Loggers = None,
     activations_collectors: Any = None,
     args: argparse.Namespace | None = None,
+    *,
+    exits: ExitsMeter | None = None,
 ) -> Scores:
     """Measure the model on the test set: ``(top1, top5, mean loss)``.
 
     ``activations_collectors``, from ``create_activation_stats_collectors``, collect if they have the phase ``"test"``.
+    ``exits`` decides who answers in a model with exits, and has the statistics afterwards; without it
+    ``args.earlyexit_thresholds`` do.
     """
     logger.info("--- test ---------------------")
     wanted = args or argparse.Namespace()
     with collectors_context((activations_collectors or {}).get("test", {})) as collectors:
-        scores = _evaluate(test_loader, model, criterion, loggers, wanted, -1)
+        scores = _evaluate(test_loader, model, criterion, loggers, wanted, -1, exits or ExitsMeter.of(wanted))
     if collectors:
         log_activation_statistics(-1, "test", _listed(loggers), collectors["sparsity_ofm"])
     return scores
@@ -197,7 +219,7 @@ def test(
 def evaluate_model(
     test_loader: Any,
     model: nn.Module,
-    criterion: nn.Module,
+    criterion: Criterion,
     loggers: Loggers,
     activations_collectors: Any = None,
     args: argparse.Namespace | None = None,
@@ -211,31 +233,54 @@ def evaluate_model(
 
 @torch.no_grad()
 def _evaluate(
-    loader: Any, model: nn.Module, criterion: nn.Module, loggers: Loggers, args: argparse.Namespace, epoch: int
+    loader: Any,
+    model: nn.Module,
+    criterion: Criterion,
+    loggers: Loggers,
+    args: argparse.Namespace,
+    epoch: int,
+    exits: ExitsMeter | None,
 ) -> Scores:
     steps, every = len(loader), getattr(args, "print_freq", 10)
-    logger.info("%d images (%d per mini-batch)", len(loader.sampler), loader.batch_size)
-    device, meter = model_device(model), ClassificationMeter()
+    what = "validation" if epoch > -1 else "test"
+    logger.info("%s", described(loader))
+    device, meter, outputs_of = model_device(model), ClassificationMeter(), OutputReader(model)
     confusion: ConfusionMatrix | None = None
+    inputs: Any = None
     was_training = model.training
     model.eval()
     with TrainingProgress() as progress:
-        for step, (images, target) in enumerate(progress.track(loader, "validate" if epoch > -1 else "test")):
-            images, target = images.to(device), target.to(device)
-            output = model(images)
-            meter.add(output, target, {"Loss": criterion(output, target)})
+        for step, batch in enumerate(progress.track(batches(loader, what), what, total=steps)):
+            inputs, labels = unpacked(batch, what)
+            target = labels.to(device)
+            outputs = outputs_of(run_model(model, to_device(inputs, device), what))
+            check_labels(outputs[-1], labels, criterion, f"the {what} loader, minibatch {step}")
+            output = outputs[-1] if exits is None else exits.add(outputs, _classes(target))
+            meter.add(output, _classes(target), {"Loss": loss_of(criterion, output, target)})
             if getattr(args, "display_confusion", False):
                 confusion = confusion or ConfusionMatrix(output.shape[1])
-                confusion.add(output, target)
+                confusion.add(output, _classes(target))
             if (step + 1) % every == 0:
                 stats = {"Loss": meter.losses["Loss"], "Top1": meter.top1, "Top5": meter.top5}
                 log_training_progress(("", stats), None, epoch, step + 1, steps, every, _consoles(loggers))
     model.train(was_training)
-    loss = meter.losses["Loss"]
-    logger.info("==> Top1: %.3f    Top5: %.3f    Loss: %.3f\n", meter.top1, meter.top5, loss)
+    _report(meter, confusion)
+    if exits is not None:
+        one = tree_map_only(Tensor, lambda tensor: tensor[:1], inputs)
+        exits.costs = exit_costs(model, one)
+        exits.statistics().log()
+    return meter.top1, meter.top5, meter.losses["Loss"]
+
+
+def _report(meter: ClassificationMeter, confusion: ConfusionMatrix | None) -> None:
+    logger.info("==> Top1: %.3f    Top5: %.3f    Loss: %.3f\n", meter.top1, meter.top5, meter.losses["Loss"])
     if confusion is not None:
         logger.info("==> Confusion:\n%s\n", confusion)
-    return meter.top1, meter.top5, loss
+
+
+def _classes(target: Tensor) -> Tensor:
+    """Labels ``[N]``, also of probabilities ``[N, classes]``."""
+    return target.argmax(dim=1) if target.dim() == 2 else target
 
 
 def _listed(loggers: Loggers) -> list[DataLogger]:

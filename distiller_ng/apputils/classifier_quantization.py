@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from distiller_ng.apputils.classifier_activations import acts_quant_stats_collection
+from distiller_ng.apputils.classifier_batches import Criterion
 from distiller_ng.apputils.classifier_exporting import converted_model
 from distiller_ng.apputils.classifier_loops import Loggers, Scores, load_data, test
 from distiller_ng.apputils.classifier_loops import evaluate_model as evaluate_as_it_is
@@ -75,21 +76,32 @@ def idle_quantization_flags(args: argparse.Namespace) -> list[str]:
 def evaluate_model(
     test_loader: Any,
     model: nn.Module,
-    criterion: nn.Module,
+    criterion: Criterion,
     loggers: Loggers,
     activations_collectors: Any = None,
     args: argparse.Namespace | None = None,
     scheduler: CompressionScheduler | None = None,
     *,
     logdir: str | os.PathLike[str] | None = None,
+    calibration_loader: Any = None,
 ) -> Scores:
     """What ``--evaluate`` does: measure the model as it is, quantized (``--quantize-eval``), or converted to integers.
 
-    The scheduler's masks are applied first. Raises what :func:`quantize_and_test_model` raises.
+    The scheduler's masks are applied first; ``calibration_loader`` is that of :func:`quantize_and_test_model`, whose
+    errors are raised.
     """
     wanted = args or argparse.Namespace()
     if getattr(wanted, "quantize_eval", False) or getattr(wanted, "qe_lapq", False):
-        return quantize_and_test_model(test_loader, model, criterion, wanted, loggers, scheduler, logdir=logdir)
+        return quantize_and_test_model(
+            test_loader,
+            model,
+            criterion,
+            wanted,
+            loggers,
+            scheduler,
+            logdir=logdir,
+            calibration_loader=calibration_loader,
+        )
     if getattr(wanted, "qe_convert_pytorch", False):
         if scheduler is not None:
             scheduler.mask_all_weights()
@@ -109,17 +121,19 @@ def evaluate_model(
 def quantize_and_test_model(
     test_loader: Any,
     model: nn.Module,
-    criterion: nn.Module,
+    criterion: Criterion,
     args: argparse.Namespace,
     loggers: Loggers = None,
     scheduler: CompressionScheduler | None = None,
     save_flag: bool = True,
     *,
     logdir: str | os.PathLike[str] | None = None,
+    calibration_loader: Any = None,
 ) -> Scores:
     """Quantize a copy of ``model`` as the ``--qe-...`` flags say and measure it: ``(top1, top5, mean loss)``.
 
-    ``--qe-calibration`` collects statistics on that share of the test set first; without it, a statistics file or a
+    ``--qe-calibration`` collects statistics on that share of the test set, or on ``calibration_loader`` (which
+    ``--qe-lapq`` then measures with, too), first; without it, a statistics file or a
     configuration file, ranges are found in each batch. The scheduler's masks are applied to ``model`` first. With
     ``save_flag`` and a folder ``logdir``: ``acts_quantization_stats.yaml`` where statistics were collected,
     ``layer_quant_params.yaml``, and the checkpoint ``[name_]quantized_checkpoint.pth.tar``, which ``--resume-from``
@@ -142,12 +156,12 @@ def quantize_and_test_model(
     wanted = copy.copy(args)
     if getattr(args, "qe_calibration", None):
         wanted.qe_stats_file = acts_quant_stats_collection(
-            quantized, criterion, loggers, args, save_to_file=folder is not None, logdir=folder
+            quantized, criterion, loggers, args, calibration_loader, save_to_file=folder is not None, logdir=folder
         )
     example = _one_batch(test_loader)[:1].to(model_device(quantized))
     quantizer = PostTrainLinearQuantizer.from_args(quantized, wanted)
     if getattr(args, "qe_lapq", False):
-        lapq_search(quantizer, example, criterion, args)
+        lapq_search(quantizer, example, criterion, args, loader=calibration_loader)
     else:
         quantizer.prepare_model(example)
     tested = quantized
@@ -164,15 +178,20 @@ def quantize_and_test_model(
 
 
 def lapq_search(
-    quantizer: PostTrainLinearQuantizer, dummy_input: Tensor, criterion: nn.Module, args: argparse.Namespace
+    quantizer: PostTrainLinearQuantizer,
+    dummy_input: Tensor,
+    criterion: Criterion,
+    args: argparse.Namespace,
+    *,
+    loader: Any = None,
 ) -> nn.Module:
-    """Search scales that make the loss on the validation set lowest, as the ``--lapq-...`` flags say; the model.
+    """Search scales that make the loss on the validation set, or ``loader``, lowest, as the ``--lapq-...`` flags say.
 
     Raises :class:`DatasetError`, and what :func:`ptq_coordinate_search` raises.
     """
     wanted = copy.copy(args)
     wanted.effective_valid_size = getattr(args, "lapq_eval_size", 1.0)
-    loader = load_data(wanted, fixed_subset=True, load_train=False, load_test=False)
+    loader = loader or load_data(wanted, fixed_subset=True, load_train=False, load_test=False)
     batches = list(loader) if getattr(args, "lapq_eval_memoize_dataloader", False) else loader
 
     def loss_of(model: nn.Module) -> float:

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from distiller_ng.apputils.classifier_batches import Criterion
 from distiller_ng.apputils.classifier_loops import Loggers, test
 from distiller_ng.errors import ArgumentError
 from distiller_ng.reports.sensitivity import perform_sensitivity_analysis, sensitivities_to_csv, sensitivities_to_png
@@ -62,7 +63,7 @@ def sensitivity_levels(start: float, stop: float, step: float) -> list[float]:
 
 def sensitivity_analysis(
     model: nn.Module,
-    criterion: nn.Module,
+    criterion: Criterion,
     data_loader: Any,
     loggers: Loggers,
     args: argparse.Namespace,

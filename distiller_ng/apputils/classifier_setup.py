@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from distiller_ng.apputils.checkpoints import load_lean_checkpoint, load_schedule, resume_checkpoint
 from distiller_ng.apputils.classifier_args import init_classifier_compression_arg_parser
 from distiller_ng.apputils.classifier_distillation import add_distillation_policy, load_teachers
+from distiller_ng.apputils.classifier_task import Task
 from distiller_ng.apputils.data_loaders import classification_dataset_str_from_arch, classification_num_classes
 from distiller_ng.checkpoint import read_checkpoint
 from distiller_ng.core.scheduler import CompressionScheduler
@@ -38,15 +39,26 @@ class Learner:
     schedule_text: str | None
 
 
-def infer_implicit_args_(args: argparse.Namespace) -> argparse.Namespace:
+def infer_implicit_args_(args: argparse.Namespace, task: Task | None = None) -> argparse.Namespace:
     """Fill in, in place, what was not given: defaults of flags, data set and number of classes.
 
     The data set follows from the architecture: ``resnet20_cifar`` -> cifar10; a model registered for one data set
-    alone -> that one. Raises :class:`DatasetError` for an unknown data set.
+    alone -> that one. A ``task`` with a model gives the architecture's name (its ``arch``, or its class), one with
+    loaders needs no data set. Raises :class:`DatasetError` for an unknown data set, :class:`ArgumentError` where
+    nothing says what data a model of one's own takes.
     """
+    task = task or Task()
+    if task.model is not None:
+        own = getattr(task.model, "arch", None)
+        args.arch = own if isinstance(own, str) else type(task.model).__name__
     for name, value in vars(init_classifier_compression_arg_parser().parse_args([])).items():
         if not hasattr(args, name):
             setattr(args, name, value)
+    if task.loaders is not None and (args.dataset is None or task.model is not None):
+        args.num_classes = None
+        return args
+    if args.dataset is None and task.model is not None:
+        raise ArgumentError(f"{args.arch}: say what data it takes: --dataset NAME, or loaders of your own")
     if args.dataset is None:
         args.dataset = "digits" if args.arch in model_names("digits") else None
         args.dataset = args.dataset or classification_dataset_str_from_arch(args.arch)
@@ -100,8 +112,8 @@ def make_optimizer(args: argparse.Namespace, model: nn.Module) -> Optimizer:
     return optimizer
 
 
-def init_learner(args: argparse.Namespace) -> Learner:
-    """Build the model, load what the arguments name, and read the schedule.
+def init_learner(args: argparse.Namespace, task: Task | None = None) -> Learner:
+    """Build the model, or take that of ``task``, load what the arguments name, and read the schedule.
 
     ``--resume-from`` continues exactly. ``--resume`` is Distiller's deprecated form: it implies ``--reset-optimizer``.
     Raises :class:`ArgumentError`, :class:`CheckpointError`, :class:`ScheduleError` and ``FileNotFoundError``.
@@ -113,33 +125,41 @@ def init_learner(args: argparse.Namespace) -> Learner:
     if args.deprecated_resume:
         logger.warning("--resume is deprecated: write --resume-from FILE --reset-optimizer")
         args.resumed_checkpoint_path, args.reset_optimizer = args.deprecated_resume, True
-    model = create_model(False, args.dataset, args.arch).to(args.device)
-    teachers = load_teachers(args)
+    task = task or Task()
+    model = create_model(False, args.dataset, args.arch) if task.model is None else task.model
+    model = model.to(args.device)
+    teachers = {**load_teachers(args), **{name: one.to(args.device) for name, one in task.teachers.items()}}
     if args.resumed_checkpoint_path:
-        return _resumed(args, model, teachers)
+        return _resumed(args, model, teachers, task)
     if args.load_model_path:
-        load_lean_checkpoint(model, args.load_model_path, args.device)
+        model = load_lean_checkpoint(model, args.load_model_path, args.device)
         logger.info("Loaded weights from %s", args.load_model_path)
-    optimizer = None if args.evaluate else make_optimizer(args, model)
+    optimizer = None if args.evaluate else _optimizer(args, model, task)
     if not args.compress:
         scheduler, text = CompressionScheduler(model, optimizer=optimizer), None
     else:
-        scheduler = load_schedule(model, optimizer, args.compress, teachers=teachers)
+        example = task.inputs_for(model)
+        scheduler = load_schedule(model, optimizer, args.compress, teachers=teachers, example_inputs=example)
         model, text = model.to(args.device), _text_of(args.compress)
     add_distillation_policy(args, scheduler, teachers)
     return Learner(model, scheduler, optimizer, 0, text)
 
 
-def _resumed(args: argparse.Namespace, model: nn.Module, teachers: Mapping[str, nn.Module]) -> Learner:
+def _optimizer(args: argparse.Namespace, model: nn.Module, task: Task) -> Optimizer:
+    return task.optimizer_for(model) or make_optimizer(args, model)
+
+
+def _resumed(args: argparse.Namespace, model: nn.Module, teachers: Mapping[str, nn.Module], task: Task) -> Learner:
     path = args.resumed_checkpoint_path
-    _, scheduler, optimizer, start_epoch = resume_checkpoint(
+    model, scheduler, optimizer, start_epoch = resume_checkpoint(
         model,
         path,
         args.device,
         schedule_file=args.compress or None,
-        make_optimizer=None if args.evaluate else lambda model: make_optimizer(args, model),
+        make_optimizer=None if args.evaluate else lambda model: _optimizer(args, model, task),
         reset=args.reset_optimizer,
         teachers=teachers,
+        example_inputs=task.inputs_for(model),
         add_policies=lambda scheduler: add_distillation_policy(args, scheduler, teachers),
     )
     text = _text_of(args.compress) if args.compress else None

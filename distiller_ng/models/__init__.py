@@ -8,7 +8,7 @@ every data set.
 from distiller_ng.models._zoo import Architecture, designed_for, zoo_names
 from distiller_ng.models.cifar10.plain_cifar import PlainCifar
 from distiller_ng.models.cifar10.preresnet_cifar import PreactResNetCifar
-from distiller_ng.models.cifar10.resnet_cifar import ResNetCifar
+from distiller_ng.models.cifar10.resnet_cifar import ResNetCifar, ResNetCifarEarlyExit
 from distiller_ng.models.cifar10.simplenet_cifar import SimplenetCifar
 from distiller_ng.models.cifar10.vgg_cifar import VGGCifar
 from distiller_ng.models.digits.digits_cnn import DigitsCnn
@@ -17,6 +17,7 @@ from distiller_ng.models.imagenet.alexnet import AlexNet
 from distiller_ng.models.imagenet.alexnet_batchnorm import AlexNetBN
 from distiller_ng.models.imagenet.mobilenet import MobileNet
 from distiller_ng.models.imagenet.resnet import ResNet
+from distiller_ng.models.imagenet.resnet_earlyexit import ResNetEarlyExit
 from distiller_ng.models.imagenet.vgg import VGG
 from distiller_ng.models.language.rnn_model import RNNModel
 from distiller_ng.models.mnist.simplenet_mnist import SimplenetMnist, SimplenetV2Mnist
@@ -49,6 +50,8 @@ __all__ = [
     "RNNModel",
     "ResNet",
     "ResNetCifar",
+    "ResNetCifarEarlyExit",
+    "ResNetEarlyExit",
     "SimplenetCifar",
     "SimplenetMnist",
     "SimplenetV2Mnist",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 
 from distiller_ng.apputils.classifier_greedy import add_greedy_arguments
-from distiller_ng.apputils.unavailable import add_unavailable_arguments
 from distiller_ng.knowledge_distillation import add_distillation_args
 from distiller_ng.models import model_names
 
@@ -19,5 +18,4 @@ def add_cmdline_args(parser: argparse.ArgumentParser) -> argparse.ArgumentParser
     )
     add_distillation_args(parser, model_names(), enable_pretrained=True)
     add_greedy_arguments(parser)
-    add_unavailable_arguments(parser, "example")
     return parser

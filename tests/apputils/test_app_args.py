@@ -6,7 +6,6 @@ import pytest
 
 from distiller_ng.apputils.classifier_args import init_classifier_compression_arg_parser
 from distiller_ng.apputils.classifier_setup import infer_implicit_args_, make_optimizer, set_up_device_
-from distiller_ng.apputils.unavailable import add_unavailable_arguments
 from distiller_ng.errors import ArgumentError
 from distiller_ng.models import create_model
 
@@ -108,21 +107,24 @@ def test_bad_values_exit_with_code_2(arguments, message, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "feature"),
+    ("arguments", "name", "value"),
     [
-        (["--earlyexit_thresholds", "1.0", "0.5"], "early exit"),
+        (["--earlyexit_lossweights", "0.2", "0.3"], "earlyexit_lossweights", [0.2, 0.3]),
+        (["--earlyexit-thresholds", "0.9"], "earlyexit_thresholds", [0.9]),
+        (["--earlyexit_measure", "confidence"], "earlyexit_measure", "confidence"),
+        (["--load-serialized"], "load_serialized", True),
     ],
 )
-def test_features_to_come_say_so_in_one_line(arguments, feature, capsys):
-    parser = init_classifier_compression_arg_parser(True)
-    add_unavailable_arguments(parser, "example")
-    with pytest.raises(SystemExit) as stopped:
-        parser.parse_args(arguments)
-    assert stopped.value.code == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert feature in error
-    assert arguments[0].split("=")[0] in error or "--activation" in error
+def test_flags_that_distiller_had(arguments, name, value):
+    assert getattr(parse(*arguments), name) == value
+    assert getattr(parse(), name) in (None, "entropy", False)
+
+
+def test_thresholds_are_numbers(capsys):
+    for wrong in ("-1", "sure", "nan"):
+        with pytest.raises(SystemExit):
+            parse("--earlyexit_thresholds", wrong)
+        assert "earlyexit_thresholds" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

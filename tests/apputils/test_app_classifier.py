@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import distiller_ng.apputils.image_classifier as classifier
-from distiller_ng.apputils import close_pylogger
+from distiller_ng.apputils import classifier_learner, close_pylogger
 from distiller_ng.apputils.classifier_loops import OVERALL_LOSS
 from distiller_ng.checkpoint import read_checkpoint
 from distiller_ng.core.scheduler import CompressionScheduler
@@ -107,7 +107,7 @@ def test_arguments_are_copied():
 def test_mock_classifier_has_default_arguments(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert classifier.ClassifierCompressor.mock_args().arch == "resnet18"
-    monkeypatch.setattr(classifier, "infer_implicit_args_", lambda args: _tiny(args))
+    monkeypatch.setattr(classifier_learner, "infer_implicit_args_", lambda args, task=None: _tiny(args))
     app = classifier.ClassifierCompressor.mock_classifier()
     assert list(tmp_path.iterdir()) == []
     assert type(app.model) is Tiny
@@ -132,6 +132,9 @@ def test_a_run_leaves_everything_in_its_folder(make, schedule, caplog):
         "training.csv",
         "weights_sparsity.csv",
         "schedule.yaml",
+        "environment.json",
+        "plan.json",
+        "histograms.json",
         "summary.json",
     }
     assert (folder / "schedule.yaml").read_text() == SCHEDULE

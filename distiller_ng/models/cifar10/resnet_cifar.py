@@ -10,18 +10,26 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from distiller_ng.early_exit import EarlyExitMgr
 from distiller_ng.models._initialization import he_init_
-from distiller_ng.models._sizing import ImageSize, LayerSizer, check_sizes
+from distiller_ng.models._sizing import ImageSize, LayerSizer, as_pair, check_sizes
 from distiller_ng.models._zoo import architecture
 from distiller_ng.modules import EltwiseAdd
 
 __all__ = [
     "ResNetCifar",
+    "ResNetCifarEarlyExit",
     "resnet20_cifar",
+    "resnet20_cifar_earlyexit",
     "resnet32_cifar",
+    "resnet32_cifar_earlyexit",
     "resnet44_cifar",
+    "resnet44_cifar_earlyexit",
     "resnet56_cifar",
+    "resnet56_cifar_earlyexit",
     "resnet110_cifar",
+    "resnet110_cifar_earlyexit",
+    "resnet1202_cifar_earlyexit",
 ]
 
 _WIDTHS = (16, 32, 64)
@@ -105,8 +113,40 @@ class ResNetCifar(nn.Module):
         return x
 
 
+class ResNetCifarEarlyExit(ResNetCifar):
+    """A :class:`ResNetCifar` with an exit behind the third block of layer1: ``[N, C, H, W]`` to a list of logits.
+
+    The list holds the exit's logits and the network's, each ``[N, num_classes]``. The exit averages 3 x 3 patches of
+    the feature map and classifies them with one linear layer, which has 16,010 parameters for 32 x 32 images and 10
+    classes. Names are Distiller's: ``layer1.2.relu2.branch_net.2.weight``.
+    """
+
+    def __init__(
+        self, blocks: int = 3, *, num_classes: int = 10, in_channels: int = 3, input_size: ImageSize = 32
+    ) -> None:
+        super().__init__(blocks, num_classes=num_classes, in_channels=in_channels, input_size=input_size)
+        height, width = as_pair(input_size)
+        window = min(3, height, width)
+        features = _WIDTHS[0] * (height // window) * (width // window)
+        branch = nn.Sequential(nn.AvgPool2d(window), nn.Flatten(), nn.Linear(features, num_classes))
+        self.ee_mgr = EarlyExitMgr()
+        self.ee_mgr.attach_exits(self, [("layer1.2.relu2", branch)])
+
+    def forward(self, x: Tensor) -> list[Tensor]:  # type: ignore[override]
+        """``[N, C, H, W]`` to the exit's logits and the network's, each ``[N, num_classes]``."""
+        self.ee_mgr.delete_exits_outputs(self)
+        final = super().forward(x)
+        return [*self.ee_mgr.get_exits_outputs(self), final]
+
+
 resnet20_cifar = architecture("resnet20_cifar", "cifar10", partial(ResNetCifar, 3))
 resnet32_cifar = architecture("resnet32_cifar", "cifar10", partial(ResNetCifar, 5))
 resnet44_cifar = architecture("resnet44_cifar", "cifar10", partial(ResNetCifar, 7))
 resnet56_cifar = architecture("resnet56_cifar", "cifar10", partial(ResNetCifar, 9))
 resnet110_cifar = architecture("resnet110_cifar", "cifar10", partial(ResNetCifar, 18))
+resnet20_cifar_earlyexit = architecture("resnet20_cifar_earlyexit", "cifar10", partial(ResNetCifarEarlyExit, 3))
+resnet32_cifar_earlyexit = architecture("resnet32_cifar_earlyexit", "cifar10", partial(ResNetCifarEarlyExit, 5))
+resnet44_cifar_earlyexit = architecture("resnet44_cifar_earlyexit", "cifar10", partial(ResNetCifarEarlyExit, 7))
+resnet56_cifar_earlyexit = architecture("resnet56_cifar_earlyexit", "cifar10", partial(ResNetCifarEarlyExit, 9))
+resnet110_cifar_earlyexit = architecture("resnet110_cifar_earlyexit", "cifar10", partial(ResNetCifarEarlyExit, 18))
+resnet1202_cifar_earlyexit = architecture("resnet1202_cifar_earlyexit", "cifar10", partial(ResNetCifarEarlyExit, 200))
