@@ -22,12 +22,13 @@ OTHERS = [(registry, entry.name) for registry in (PRUNERS, QUANTIZERS) for entry
 MINIMAL = {
     "ActivationRegularizer": {"layers": ["1"], "alpha": 0.1},
     "ChannelRemover": {"thinning_func_str": "remove_channels"},
+    "DropoutRate": {"probability": 0.1},
     "EpochRange": {},
     "FilterRemover": {"thinning_func_str": "remove_filters"},
     "GradualParam": {"weights": ["0.bias"], "init_val": 1.0, "final_val": 0.0},
     "LayerPruning": {"layers": ["1"]},
     "LayerThinning": {},
-    "LowRankThinning": {"layers": ["4"], "rank": 1},
+    "LowRankThinning": {"layers": ["5"], "rank": 1},
     "LearningRateFunction": {"lr_func": "linear", "init_lr": 0.1, "final_lr": 0.01},
     "LearningRate": {"lr_class": "StepLR", "lr_kwargs": {"gamma": 0.5, "step_size": 1.0}, "init_lr": 0.1},
     "Powerpropagation": {"alpha": 2.0},
@@ -60,7 +61,9 @@ def sample_of(cls):
 
 def network():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(16, 3))
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Dropout(), nn.Linear(16, 3)
+    )
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -106,7 +109,7 @@ def test_an_extension_added_twice_over_leaves_the_model_alone_until_it_acts(name
     scheduler.on_epoch_begin(0)
     scheduler.on_minibatch_begin(0, 0, 1)
     assert all(torch.equal(model.state_dict()[key], value) for key, value in weights.items())
-    assert [type(module) for module in model] == [nn.Conv2d, nn.ReLU, nn.Conv2d, nn.Flatten, nn.Linear]
+    assert [type(module) for module in model] == [nn.Conv2d, nn.ReLU, nn.Conv2d, nn.Flatten, nn.Dropout, nn.Linear]
 
 
 @pytest.mark.parametrize("name", OURS)

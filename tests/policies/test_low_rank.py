@@ -427,7 +427,7 @@ def test_what_is_over_by_then_is_fine_and_policies_added_by_hand_get_a_typed_err
     train(model, optimizer, scheduler, range(4))
     assert isinstance(model[2], TruncatedSVD) and str(scheduler.finish())
     model, optimizer, scheduler = run(schedule(1))
-    late = distiller.RegularizationPolicy(distiller.regularization.L1Regularizer("p", {"2.weight": 0.1}))
+    late = distiller.RegularizationPolicy(distiller.regularization.L1Regularizer("p", model, {"2.weight": 0.1}))
     scheduler.add_policy(late, starting_epoch=2, ending_epoch=3)
     with pytest.raises(TargetError, match=r"no parameter '2\.weight' \(any more\)"):
         train(model, optimizer, scheduler, range(3))
