@@ -159,13 +159,18 @@ class RunFolder:
         for name in _RESULTS:
             (self.path / name).unlink(missing_ok=True)
 
-    def continue_at(self, epoch: int, completed: int = 0) -> None:
-        """Forget what an interrupted run measured after the point it goes on from: so many minibatches of ``epoch``."""
+    def continue_at(self, epoch: int, completed: int = 0, total: int = 0) -> None:
+        """Forget what an interrupted run measured after the point it goes on from: ``completed`` of ``total``
+        minibatches of ``epoch``. When all are done, its validation is too, but not the epoch's end."""
 
         def is_kept(row: Mapping[str, Any]) -> bool:
             at = int(row.get("epoch") or 0)  # -1: outside training
-            inside = at == epoch and "Training" in str(row.get("group")) and int(row.get("completed") or 0) <= completed
-            return at < epoch or inside
+            if at != epoch:
+                return at < epoch
+            of_training = "Training" in str(row.get("group"))
+            if of_training or not 0 < total <= completed:
+                return of_training and int(row.get("completed") or 0) <= completed
+            return "group" in row
 
         path = self.path / "metrics.jsonl"
         if path.exists():

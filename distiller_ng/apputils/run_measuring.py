@@ -18,7 +18,11 @@ from distiller_ng.errors import ArgumentError, CalibrationError
 from distiller_ng.names import unwrap
 from distiller_ng.ops.modules import convert_tensors_recursively_to, model_device
 
-__all__ = ["EpochLosses", "as_number", "save_activation_histograms", "schedule_text"]
+__all__ = ["EpochLosses", "named_numbers", "save_activation_histograms", "schedule_text"]
+
+
+#: Names in files for what people call these in code.
+_NAMES = {"top1": "Top1", "top5": "Top5", "loss": "Loss", "acc": "Accuracy", "accuracy": "Accuracy"}
 
 
 class EpochLosses:
@@ -84,9 +88,15 @@ def schedule_text(schedule: str | os.PathLike[str] | Mapping[str, Any] | None) -
     return path.read_text(encoding="utf-8")
 
 
-def as_number(name: str, value: Any) -> float:
-    """A number, also of a tensor with one value; raises :class:`ArgumentError` for anything else."""
-    plain = plain_number(value)
-    if isinstance(plain, bool) or not isinstance(plain, int | float):
-        raise ArgumentError(f"log({name}=...) takes a number, got {value!r}", argument=(name,))
-    return float(plain)
+def named_numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    """Results under the names they have in files: ``{"top1": tensor(91.0)}`` -> ``{"Top1": 91.0}``.
+
+    Raises :class:`ArgumentError` for anything that is no number.
+    """
+    found = {}
+    for name, value in values.items():
+        plain = plain_number(value)
+        if isinstance(plain, bool) or not isinstance(plain, int | float):
+            raise ArgumentError(f"log({name}=...) takes a number, got {value!r}", argument=(name,))
+        found[_NAMES.get(name, name)] = float(plain)
+    return found

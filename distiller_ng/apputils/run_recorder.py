@@ -15,7 +15,7 @@ from torch import Tensor
 from distiller_ng.apputils.log_setup import execution_env_state
 from distiller_ng.apputils.run_facts import first_inputs, model_facts
 from distiller_ng.apputils.run_folder import RunFolder
-from distiller_ng.apputils.run_measuring import EpochLosses, as_number, save_activation_histograms, schedule_text
+from distiller_ng.apputils.run_measuring import EpochLosses, named_numbers, save_activation_histograms, schedule_text
 from distiller_ng.apputils.run_results import RunResults, first_pruning_epoch
 from distiller_ng.core.distributed import is_main_process
 from distiller_ng.core.observer import RunObserver
@@ -29,8 +29,6 @@ from distiller_ng.names import unwrap
 
 __all__ = ["RunRecorder", "record_run"]
 
-#: Names in files for what people call these in code.
-_NAMES = {"top1": "Top1", "top5": "Top5", "loss": "Loss", "acc": "Accuracy", "accuracy": "Accuracy"}
 _TRAINING, _VALIDATION, _TEST = "Performance/Training/", "Performance/Validation/", "Performance/Test/"
 #: What ``scheduler.report`` calls results.
 _REPORTED = {"min": "Loss", "max": "Score"}
@@ -118,7 +116,7 @@ class RunRecorder(RunObserver):
         last ones before the first epoch that prunes are the report's "before", the last of all its "after". Raises
         :class:`ArgumentError` for values that are no numbers.
         """
-        found = {_NAMES.get(name, name): as_number(name, value) for name, value in values.items()}
+        found = named_numbers(values)
         if not is_main_process() or not found:
             return
         self._logged.update(found)
@@ -180,21 +178,22 @@ class RunRecorder(RunObserver):
 
     def epoch_ended(self, epoch: int, metrics: Mapping[str, float]) -> None:
         """Sparsities, what was reported, and the summary so far."""
-        if self._folder is None:
-            return
-        if not self._losses.count:
+        if self._folder is None:  # resumed from a checkpoint that was saved at the end of the epoch's body
+            self._open(epoch)
+        if not self._done:
             self._log_training()
         reported = {_REPORTED[key]: value for key, value in metrics.items() if key in _REPORTED}
         if unknown := {name: value for name, value in reported.items() if name not in self._logged}:
             self._keep(unknown)
-        log_weights_sparsity(unwrap(self._scheduler.model), epoch, self._folder.loggers)
+        if self._folder is not None:
+            log_weights_sparsity(unwrap(self._scheduler.model), epoch, self._folder.loggers)
         self._results.epochs_done = epoch + 1
         self._save("running")
 
     def finished(self, summary: CompressionSummary) -> None:
         """The whole summary, and the weights at the end."""
         if self._folder is None:
-            self._open(0)
+            self._open(max(self._epoch, 0))
         self._results.summary = summary
         self._save("finished")
         if self._folder is not None:
@@ -207,7 +206,9 @@ class RunRecorder(RunObserver):
         folder = RunFolder(self.path, None, tensorboard=self._tensorboard)
         before, results = folder.results_so_far(), self._results
         point = self._scheduler.resume_point
-        done = point.minibatch_id if point is not None and point.epoch == epoch else 0
+        done = total = 0
+        if point is not None and point.epoch == epoch:
+            done, total = point.minibatch_id, point.minibatches_per_epoch
         is_resumed = epoch > 0 or done > 0
         if self._overwrite and not is_resumed:
             folder.forget()
@@ -215,8 +216,8 @@ class RunRecorder(RunObserver):
             message = "holds a run already: name another folder, load its checkpoint to go on, or say overwrite=True"
             raise ArgumentError(f"{self.path} {message}", argument=("folder",))
         self.path.mkdir(parents=True, exist_ok=True)
-        folder.continue_at(epoch, done)
-        self._folder = folder
+        folder.continue_at(epoch, done, total)
+        self._folder, self._epoch, self._done = folder, epoch, done
         self._first_pruning = first_pruning_epoch(self._scheduler)
         if self._text:
             folder.keep_schedule(self._text)
@@ -227,8 +228,10 @@ class RunRecorder(RunObserver):
             self._seconds = float(before.get("seconds") or 0.0)
         else:
             folder.record_start(results, self._scheduler, self._known_inputs())
+            self._epoch = -1
             for values in self._early:
                 self._keep(values)
+            self._epoch = epoch
         self._save("running")
 
     def _known_inputs(self) -> ExampleInputs | None:
