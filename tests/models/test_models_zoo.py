@@ -387,7 +387,7 @@ def test_names_by_data_set():
     assert DIGITS_MODEL_NAMES == ("digits_cnn",)
     assert MNIST_MODEL_NAMES == FASHION_MNIST_MODEL_NAMES == ("simplenet_mnist", "simplenet_v2_mnist")
     assert all("cifar" in name for name in CIFAR10_MODEL_NAMES)
-    assert len(CIFAR10_MODEL_NAMES) == 5 + 10 + 2 + 8 + 1
+    assert len(CIFAR10_MODEL_NAMES) == 5 + 10 + 2 + 8 + 1 + 6  # the last with early exits
     assert {"resnet50", "alexnet_bn", "vgg16", "mobilenet_075"} <= set(IMAGENET_MODEL_NAMES)
     lists = (DIGITS_MODEL_NAMES, MNIST_MODEL_NAMES, CIFAR10_MODEL_NAMES, IMAGENET_MODEL_NAMES)
     assert list(ALL_MODEL_NAMES) == sorted(name for names in lists for name in names)
@@ -409,7 +409,10 @@ def test_every_family_fits_every_small_data_set(arch):
 def test_every_model_fits_every_data_set(arch):
     for dataset in [*SMALL_SETS, "imagenet", "synthetic:5x3x50:7", "synthetic:2x1x1:3", "synthetic:3x30x31"]:
         model = on_meta(dataset, arch)
-        assert model(images(model)).shape == (2, dataset_shape(dataset).num_classes)
+        outputs = model(images(model))
+        outputs = outputs if isinstance(outputs, list) else [outputs]
+        assert {output.shape for output in outputs} == {(2, dataset_shape(dataset).num_classes)}
+        assert len(outputs) == 1 + (arch.endswith("earlyexit")) + (arch == "resnet50_earlyexit")
 
 
 @pytest.mark.parametrize(
