@@ -9,11 +9,22 @@ from typing import Any, TypeAlias
 from torch import nn
 from torch.optim import Optimizer
 
+from distiller_ng.checkpoint import CompressionRecord
+from distiller_ng.checkpoint.optimizers import follow_structure, group_names
 from distiller_ng.config import dict_config, file_config
 from distiller_ng.core.scheduler import CompressionScheduler
-from distiller_ng.errors import ArgumentError
+from distiller_ng.errors import ArgumentError, LifecycleError
+from distiller_ng.names import ParameterIndex, unwrap
 
-__all__ = ["Schedule", "checked_monitor", "compressed_module", "load_schedule"]
+__all__ = [
+    "Schedule",
+    "checked_monitor",
+    "compressed_module",
+    "load_schedule",
+    "make_structure_again",
+    "refuse_engine",
+    "structure_of",
+]
 
 #: A file, its content as a dictionary, or a function ``(model, optimizer) -> CompressionScheduler``.
 Schedule: TypeAlias = (
@@ -55,3 +66,31 @@ def checked_monitor(monitor: Mapping[str, str] | None) -> dict[str, str]:
     if monitor is not None and not set(monitor) <= {"min", "max"}:
         raise ArgumentError(f"monitor names metrics as 'min' and 'max', got {dict(monitor)}", argument=("monitor",))
     return dict(monitor or {})
+
+
+def structure_of(scheduler: CompressionScheduler, whole: nn.Module, optimizer: Optimizer | None) -> dict[str, Any]:
+    """The structural changes made to the scheduler's model so far, for a checkpoint that others write.
+
+    ``whole`` is the model whose parameters the optimizer holds, the compressed one or what it is part of.
+    """
+    record = CompressionRecord().completed(unwrap(scheduler.model)).to_json()
+    return {"record": record, "names": None if optimizer is None else group_names(optimizer, whole)}
+
+
+def make_structure_again(
+    saved: Mapping[str, Any], scheduler: CompressionScheduler, whole: nn.Module, optimizer: Optimizer | None
+) -> None:
+    """Make the changes of :func:`structure_of` on a fresh model, before others load weights into it.
+
+    Changes that were made already are left alone. Raises :class:`CheckpointError` where they do not fit.
+    """
+    before = dict(ParameterIndex(whole))
+    CompressionRecord.from_json(saved["record"]).replay(scheduler.model)
+    if optimizer is not None and saved["names"] is not None:
+        follow_structure(optimizer, whole, before, saved["names"])
+
+
+def refuse_engine(user: str, engine: str | None) -> None:
+    """Raises :class:`LifecycleError`, naming it, for an engine that owns parameters and the optimizer's step."""
+    if engine:
+        raise LifecycleError(f"the {user} runs {engine}, whose engine owns parameters and steps: use DDP")

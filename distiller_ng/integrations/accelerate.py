@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from distiller_ng.core.scheduler import CompressionScheduler
-from distiller_ng.errors import LifecycleError
+from distiller_ng.integrations._schedule import refuse_engine
 
 __all__ = ["AcceleratedLoop"]
 
@@ -41,8 +41,7 @@ class AcceleratedLoop:
 
     def __init__(self, accelerator: Any, scheduler: CompressionScheduler, model: nn.Module) -> None:
         engine = str(getattr(accelerator.distributed_type, "name", accelerator.distributed_type))
-        if engine in _OWN_ENGINES:
-            raise LifecycleError(f"the accelerator runs {engine}, whose engine owns parameters and steps: use DDP")
+        refuse_engine("accelerator", engine if engine in _OWN_ENGINES else None)
         self.accelerator, self.scheduler, self.model = accelerator, scheduler, model
 
     def minibatches(self, loader: Iterable[B], *, length: int | None = None) -> Iterator[B]:

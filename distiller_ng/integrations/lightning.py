@@ -14,10 +14,20 @@ from torch.optim import Optimizer
 from distiller_ng.core.scheduler import CompressionScheduler
 from distiller_ng.core.summary import CompressionSummary
 from distiller_ng.errors import ArgumentError, LifecycleError
-from distiller_ng.integrations._schedule import Schedule, checked_monitor, compressed_module, load_schedule
+from distiller_ng.integrations._schedule import (
+    Schedule,
+    checked_monitor,
+    compressed_module,
+    load_schedule,
+    make_structure_again,
+    refuse_engine,
+    structure_of,
+)
 from distiller_ng.ops.optional import require
 
 __all__ = ["CompressionCallback"]
+
+_OWN_ENGINES = ("DeepSpeedStrategy", "FSDPStrategy", "ModelParallelStrategy")
 
 _lightning = require("lightning.pytorch", "lightning", "the Lightning callback")
 
@@ -41,7 +51,8 @@ class CompressionCallback(_lightning.Callback):  # type: ignore[name-defined, mi
     what it achieved when it ended.
 
     ``fit`` raises what loading raises; :class:`LifecycleError` for manual optimization (call the scheduler's hooks
-    yourself there), several optimizers, and loaders without a length.
+    yourself there), several optimizers, loaders without a length, and the DeepSpeed, FSDP and model-parallel
+    strategies, whose engines own the optimizer's step.
     """
 
     def __init__(
@@ -59,7 +70,8 @@ class CompressionCallback(_lightning.Callback):  # type: ignore[name-defined, mi
         self._optimizer: Optimizer | None = None
         self._epoch = -1
         self._position = (-1, -1, 0)
-        self._restore_method: Callable[[], None] | None = None
+        self._restore_methods: list[Callable[[], None]] = []
+        self._whole: Any = None
 
     # -- before training -----------------------------------------------------------------------------------------------
 
@@ -71,25 +83,39 @@ class CompressionCallback(_lightning.Callback):  # type: ignore[name-defined, mi
             raise LifecycleError(
                 "the callback cannot drive manual optimization: call the scheduler's hooks in training_step"
             )
+        kinds = {kind.__name__ for kind in type(trainer.strategy).__mro__}
+        refuse_engine("trainer", next((name for name in _OWN_ENGINES if name in kinds), None))
         configured = pl_module.configure_optimizers()
-        self._optimizer = _only_optimizer(configured)
-        self._return_same(pl_module, configured)
+        self._optimizer, self._whole = _only_optimizer(configured), pl_module
+        self._replace_method(pl_module, "configure_optimizers", lambda: configured)
+        self._replace_method(pl_module, "on_load_checkpoint", self._before_weights(pl_module.on_load_checkpoint))
         target = compressed_module(pl_module, self.module)
         self.scheduler = load_schedule(self.schedule, target, self._optimizer, **self.options)
         self.scheduler.accumulation_steps = trainer.accumulate_grad_batches
 
-    def _return_same(self, pl_module: Any, configured: Any) -> None:
-        """Let Lightning, which calls ``configure_optimizers`` later, get the optimizer the schedule knows."""
-        own = pl_module.__dict__.get("configure_optimizers")
-        pl_module.configure_optimizers = lambda: configured
+    def _replace_method(self, pl_module: Any, name: str, method: Callable[..., Any]) -> None:
+        """Until ``fit`` begins: Lightning, which calls it later, must get what the schedule knows."""
+        own = pl_module.__dict__.get(name)
+        setattr(pl_module, name, method)
 
         def restore() -> None:
             if own is None:
-                pl_module.__dict__.pop("configure_optimizers", None)
+                pl_module.__dict__.pop(name, None)
             else:
-                pl_module.configure_optimizers = own
+                setattr(pl_module, name, own)
 
-        self._restore_method = restore
+        self._restore_methods.append(restore)
+
+    def _before_weights(self, own: Callable[..., None]) -> Callable[[dict[str, Any]], None]:
+        """Make structural changes again before Lightning, which restores callbacks last, loads the weights."""
+
+        def on_load_checkpoint(checkpoint: dict[str, Any]) -> None:
+            own(checkpoint)
+            saved = checkpoint.get("callbacks", {}).get(self.state_key, {})
+            if "structure" in saved:
+                make_structure_again(saved["structure"], self._scheduler, self._whole, self._optimizer)
+
+        return on_load_checkpoint
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Lightning has its optimizer now."""
@@ -100,9 +126,8 @@ class CompressionCallback(_lightning.Callback):  # type: ignore[name-defined, mi
         self._give_back()
 
     def _give_back(self) -> None:
-        if self._restore_method is not None:
-            self._restore_method()
-            self._restore_method = None
+        while self._restore_methods:
+            self._restore_methods.pop()()
 
     # -- the loop ------------------------------------------------------------------------------------------------------
 
@@ -162,8 +187,11 @@ class CompressionCallback(_lightning.Callback):  # type: ignore[name-defined, mi
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """The scheduler's state, for Lightning's checkpoints."""
-        return {} if self.scheduler is None else {"scheduler": self.scheduler.state_dict()}
+        """The scheduler's state and the model's structural changes, for Lightning's checkpoints."""
+        if self.scheduler is None:
+            return {}
+        structure = structure_of(self.scheduler, self._whole, self._optimizer)
+        return {"scheduler": self.scheduler.state_dict(), "structure": structure}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue where the checkpoint was saved. Raises :class:`CheckpointError` for another schedule's state."""

@@ -17,7 +17,15 @@ from torch.optim import Optimizer
 from distiller_ng.core.scheduler import CompressionScheduler
 from distiller_ng.core.summary import CompressionSummary
 from distiller_ng.errors import ArgumentError, CheckpointError, LifecycleError
-from distiller_ng.integrations._schedule import Schedule, checked_monitor, compressed_module, load_schedule
+from distiller_ng.integrations._schedule import (
+    Schedule,
+    checked_monitor,
+    compressed_module,
+    load_schedule,
+    make_structure_again,
+    refuse_engine,
+    structure_of,
+)
 from distiller_ng.ops.files import write_tensors_atomically
 from distiller_ng.ops.optional import require
 from distiller_ng.policies.lr import LRPolicy
@@ -57,14 +65,12 @@ def compress_trainer(
     Raises what loading raises, and :class:`LifecycleError` for trainers that use DeepSpeed or FSDP: their engines
     own the optimizer step.
     """
-    engine = next((name for name in ("deepspeed", "fsdp") if getattr(trainer.args, name, None)), None)
-    if engine is not None:
-        raise LifecycleError(f"the trainer uses {engine}, whose engine owns parameters and steps: train without it")
+    refuse_engine("trainer", _engine(trainer))
     if trainer.optimizer is None:
         trainer.create_optimizer()
     scheduler = load_schedule(schedule, compressed_module(trainer.model, module), trainer.optimizer, **options)
     scheduler.accumulation_steps = trainer.args.gradient_accumulation_steps
-    callback = CompressionTrainerCallback(scheduler, monitor)
+    callback = CompressionTrainerCallback(scheduler, monitor, trainer)
     if any(isinstance(entry.policy, LRPolicy) for entry in scheduler.entries):
         if trainer.lr_scheduler is not None:
             logger.warning("the schedule sets learning rates: the trainer's own lr_scheduler is left out")
@@ -74,6 +80,14 @@ def compress_trainer(
     _wrap(trainer.accelerator, "backward", callback.around_backward)
     trainer.add_callback(callback)
     return callback
+
+
+def _engine(trainer: Any) -> str | None:
+    """What owns the trainer's steps, by its arguments or by accelerate's configuration; None where nothing does."""
+    for name in ("deepspeed", "fsdp"):
+        if getattr(trainer.args, name, None) or getattr(trainer, f"is_{name}_enabled", False):
+            return name
+    return None
 
 
 def _wrap(owner: Any, name: str, around: Callable[..., Any]) -> None:
@@ -94,8 +108,8 @@ class CompressionTrainerCallback(_transformers.TrainerCallback):  # type: ignore
     what was achieved, once training ended.
     """
 
-    def __init__(self, scheduler: CompressionScheduler, monitor: Mapping[str, str] | None = None) -> None:
-        self.scheduler, self.monitor = scheduler, checked_monitor(monitor)
+    def __init__(self, scheduler: CompressionScheduler, monitor: Mapping[str, str] | None, trainer: Any) -> None:
+        self.scheduler, self.monitor, self._trainer = scheduler, checked_monitor(monitor), trainer
         self.summary: CompressionSummary | None = None
         self._optimizer: Optimizer | None = scheduler.optimizer
         self._epoch, self._minibatch, self._total = -1, 0, 0
@@ -122,7 +136,10 @@ class CompressionTrainerCallback(_transformers.TrainerCallback):  # type: ignore
     def _restore(self, path: Path) -> None:
         if not path.exists():
             raise CheckpointError(f"{path.parent} was saved without a schedule: it has no {path.name}")
-        self.scheduler.load_state_dict(torch.load(path, weights_only=True))
+        saved = torch.load(path, weights_only=True)
+        if "structure" in saved:
+            make_structure_again(saved["structure"], self.scheduler, self._trainer.model, self._optimizer)
+        self.scheduler.load_state_dict(saved)
 
     def around_training_step(self, training_step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """``on_minibatch_begin`` before the forward pass."""
@@ -131,8 +148,13 @@ class CompressionTrainerCallback(_transformers.TrainerCallback):  # type: ignore
 
     def around_backward(self, backward: Callable[..., Any], loss: Tensor, **kwargs: Any) -> Any:
         """``before_backward_pass``: backward on the loss with what policies add."""
-        total = self.scheduler.before_backward_pass(*self._position, loss, self._optimizer)
-        return backward(total, **kwargs)
+        # The last step of an epoch may have fewer minibatches, by whose number the trainer has divided the loss.
+        here = getattr(self._trainer, "current_gradient_accumulation_steps", None) or self.scheduler.accumulation_steps
+        share = here / self.scheduler.accumulation_steps
+        total = self.scheduler.before_backward_pass(*self._position, loss * share, self._optimizer)
+        if not isinstance(total, Tensor):  # only where loss components are asked for
+            total = total.overall_loss
+        return backward(total / share, **kwargs)
 
     # -- the trainer's events ------------------------------------------------------------------------------------------
 
@@ -176,7 +198,8 @@ class CompressionTrainerCallback(_transformers.TrainerCallback):  # type: ignore
         """The scheduler's state, beside the trainer's."""
         folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
         if state.is_world_process_zero and folder.is_dir():
-            write_tensors_atomically(folder / _FILE, self.scheduler.state_dict())
+            structure = structure_of(self.scheduler, self._trainer.model, self._optimizer)
+            write_tensors_atomically(folder / _FILE, {**self.scheduler.state_dict(), "structure": structure})
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """``finish``."""

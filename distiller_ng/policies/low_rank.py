@@ -166,7 +166,8 @@ def _plan(
     single = {canonical_name(n) for n in names if not n.startswith(PATTERN_PREFIX) and n not in (ALL, ALL_PRUNABLE)}
     for name, layer in linear_layers(model, names).items():
         masker = masks.get(f"{name}.weight") if masks is not None else None
-        if masker is not None and masker.mask is not None:
+        mask = masker.mask if masker is not None else None
+        if mask is not None and bool((mask != 1).any()):  # a mask of ones is what removing structures leaves
             raise GraphError(
                 f"{name}.weight is masked: its zeros would be lost in a product of two dense matrices. Leave it out of "
                 "the pruner's weights, or out of layers"

@@ -25,6 +25,22 @@ SCHEDULE = {
         {"lr_scheduler": {"instance_name": "step"}, "starting_epoch": 0, "ending_epoch": 4, "frequency": 1},
     ],
 }
+#: The network's structure changes in epoch 1, for checkpoints that others write.
+SMALLER = {
+    **SCHEDULE,
+    "pruners": {"l2": {"class": "L2RankedStructureParameterPruner", "group_type": "Filters", "desired_sparsity": 0.5,
+                       "weights": ["0.weight"]}},
+    "extensions": {
+        "thin": {"class": "FilterRemover", "thinning_func_str": "remove_filters"},
+        "low_rank": {"class": "LowRankThinning", "layers": ["0"], "rank": 1},
+    },
+    "policies": [
+        {"pruner": {"instance_name": "l2"}, "epochs": [0]},
+        {"extension": {"instance_name": "thin"}, "epochs": [0]},
+        {"extension": {"instance_name": "low_rank"}, "epochs": [1]},
+        *SCHEDULE["policies"][1:],
+    ],
+}  # fmt: skip
 PLATEAU = {
     "lr_schedulers": {"plateau": {"class": "ReduceLROnPlateau", "mode": "min", "factor": 0.1, "patience": 0}},
     "policies": [
@@ -48,11 +64,11 @@ def loader() -> DataLoader:
     return DataLoader(samples(), batch_size=4)
 
 
-def by_hand(epochs: int = 4, accumulate: int = 1) -> nn.Sequential:
+def by_hand(epochs: int = 4, accumulate: int = 1, schedule: dict = SCHEDULE) -> nn.Sequential:
     """The network after training in the short form."""
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.4, momentum=0.9)
-    scheduler = dict_config(model, optimizer, SCHEDULE)
+    scheduler = dict_config(model, optimizer, schedule)
     for _ in scheduler.epochs(epochs):
         for inputs, labels in scheduler.minibatches(loader(), accumulate=accumulate):
             scheduler.backward(nn.functional.cross_entropy(model(inputs), labels))

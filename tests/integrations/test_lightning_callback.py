@@ -7,9 +7,10 @@ import pytest
 L = pytest.importorskip("lightning.pytorch")  # an optional test group
 
 import torch  # noqa: E402
-from integration_runs import PLATEAU, SCHEDULE, by_hand, loader, network  # noqa: E402
+from integration_runs import PLATEAU, SCHEDULE, SMALLER, by_hand, loader, network  # noqa: E402
 from torch import nn  # noqa: E402
 
+import distiller_ng  # noqa: E402
 from distiller_ng.errors import ArgumentError, LifecycleError, ScheduleError  # noqa: E402
 from distiller_ng.integrations.lightning import CompressionCallback  # noqa: E402
 
@@ -36,7 +37,7 @@ def trainer(folder, callback, epochs=4, **more):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("accumulate", [1, 2, 4])
 def test_lightning_trains_what_a_loop_of_our_own_trains(tmp_path, accumulate):
     module, callback = Module(), CompressionCallback(SCHEDULE, module="model")
     trainer(tmp_path, callback, accumulate_grad_batches=accumulate).fit(module, loader())
@@ -58,6 +59,21 @@ def test_resumed_training_is_the_same(tmp_path):
     trainer(tmp_path, callback).fit(second, loader(), ckpt_path=tmp_path / "half.ckpt", weights_only=False)
     for name, value in second.model.state_dict().items():
         assert torch.allclose(value, whole[name], atol=1e-6), name
+
+
+def test_a_model_that_got_smaller_is_saved_and_resumed(tmp_path):
+    whole = by_hand(schedule=SMALLER).state_dict()
+    assert whole["0.fc_u.weight"].shape == (4, 1)
+    runner = trainer(tmp_path, CompressionCallback(SMALLER, module="model"), epochs=2)
+    runner.fit(Module(), loader())
+    runner.save_checkpoint(tmp_path / "half.ckpt", weights_only=False)
+    second = Module()
+    resumed = trainer(tmp_path, CompressionCallback(SMALLER, module="model"))
+    resumed.fit(second, loader(), ckpt_path=tmp_path / "half.ckpt", weights_only=False)
+    assert list(second.model.state_dict()) == list(whole)
+    for name, value in second.model.state_dict().items():
+        assert torch.allclose(value, whole[name], atol=1e-6), name
+    assert "on_load_checkpoint" not in second.__dict__
 
 
 def test_training_resumed_inside_an_epoch_goes_on_with_the_schedule(tmp_path):
@@ -117,6 +133,56 @@ class Two(Module):
 def test_what_cannot_be_driven_is_refused(tmp_path, module, arguments, error, message):
     with pytest.raises(error, match=message):
         trainer(tmp_path, CompressionCallback(SCHEDULE, **arguments)).fit(module(), loader())
+
+
+@pytest.mark.parametrize("engine", ["DeepSpeedStrategy", "FSDPStrategy", "ModelParallelStrategy"])
+def test_engines_that_own_the_step_are_refused_by_name(tmp_path, engine):
+    kind = type(engine, (L.strategies.SingleDeviceStrategy,), {})
+    callback = CompressionCallback(SCHEDULE, module="model")
+    with pytest.raises(LifecycleError, match=f"{engine}, whose engine owns parameters and steps"):
+        trainer(tmp_path, callback, strategy=kind(device="cpu")).fit(Module(), loader())
+
+
+def test_every_hook_is_driven_the_loss_included(tmp_path):
+    called = []
+
+    class Spy(distiller_ng.Policy):
+        def before_backward_pass(self, ctx):
+            called.append(("before_backward_pass", float(ctx.loss)))
+            return distiller_ng.core.policy.PolicyLoss(
+                2 * ctx.loss, distiller_ng.core.policy.LossComponent("x", ctx.loss)
+            )
+
+    def noting(hook):
+        return lambda self, ctx: called.append((hook, ctx.is_step))
+
+    hooks = ("on_epoch_begin", "on_minibatch_begin", "before_parameter_optimization", "on_minibatch_end", "on_epoch_end",
+             "on_finish")  # fmt: skip
+    for hook in hooks:
+        setattr(Spy, hook, noting(hook))
+
+    def schedule(model, optimizer):
+        scheduler = distiller_ng.CompressionScheduler(model, optimizer=optimizer)
+        scheduler.add_policy(Spy(), starting_epoch=0, ending_epoch=9)
+        return scheduler
+
+    module, seen = Module(), []
+    module.on_before_optimizer_step = lambda optimizer: seen.append(module.model[2].bias.grad.clone())
+    trainer(tmp_path, CompressionCallback(schedule, module="model"), epochs=1, accumulate_grad_batches=3).fit(
+        module, loader()
+    )
+    counts = {hook: sum(name == hook for name, _ in called) for hook in (*hooks, "before_backward_pass")}
+    assert counts == {"on_epoch_begin": 1, "on_minibatch_begin": 6, "before_backward_pass": 6,
+                      "before_parameter_optimization": 2, "on_minibatch_end": 6, "on_epoch_end": 1, "on_finish": 1}  # fmt: skip
+    assert [step for name, step in called if name == "on_minibatch_end"] == [False, False, True] * 2
+    # the gradients are those of twice the mean loss of three minibatches, and policies see the loss at full scale
+    fresh = network()
+    batches = list(loader())[:3]
+    losses = [nn.functional.cross_entropy(fresh(x), y) for x, y in batches]
+    (2 * sum(losses) / 3).backward()
+    assert torch.allclose(seen[0], fresh[2].bias.grad, atol=1e-6)
+    told = [value for name, value in called if name == "before_backward_pass"][:3]
+    assert told == pytest.approx([float(loss) for loss in losses], rel=1e-5)
 
 
 def test_monitor_has_two_kinds():

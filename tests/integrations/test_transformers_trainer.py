@@ -10,7 +10,7 @@ transformers = pytest.importorskip("transformers")  # an optional test group
 pytest.importorskip("accelerate")
 
 import torch  # noqa: E402
-from integration_runs import PLATEAU, SCHEDULE, by_hand, network, samples  # noqa: E402
+from integration_runs import PLATEAU, SCHEDULE, SMALLER, by_hand, network, samples  # noqa: E402
 from torch import nn  # noqa: E402
 
 from distiller_ng.errors import ArgumentError, CheckpointError, LifecycleError, ScheduleError  # noqa: E402
@@ -80,6 +80,50 @@ def test_training_resumed_from_a_checkpoint_is_the_same(tmp_path):
         third.train(resume_from_checkpoint=str(tmp_path / "checkpoint-12"))
 
 
+def test_a_model_that_got_smaller_is_saved_and_resumed(tmp_path):
+    whole = by_hand(schedule=SMALLER).state_dict()
+    first = trainer(tmp_path, save_strategy="epoch")
+    compress_trainer(first, SMALLER, module="body")
+    first.train()
+    second = trainer(tmp_path / "second", save_strategy="no")
+    compress_trainer(second, SMALLER, module="body")
+    second.train(resume_from_checkpoint=str(tmp_path / "checkpoint-12"))
+    assert list(second.model.body.state_dict()) == list(whole)
+    for name, value in second.model.body.state_dict().items():
+        assert torch.allclose(value, whole[name], atol=1e-6), name
+
+
+def test_a_last_step_of_fewer_minibatches_is_scaled_as_the_trainer_scales_it(tmp_path):
+    one = trainer(tmp_path, gradient_accumulation_steps=4, save_strategy="no", num_train_epochs=1)
+    only_l1 = {"regularizers": SCHEDULE["regularizers"], "policies": [SCHEDULE["policies"][1]]}
+    seen = []
+    compression = compress_trainer(one, only_l1, module="body")
+    policy = compression.scheduler.entries[0].policy
+    own = policy.before_backward_pass
+
+    def spy(ctx):
+        result = own(ctx)
+        seen.append((float(ctx.loss.detach()), float(result.overall_loss.detach() - ctx.loss.detach())))
+        return result
+
+    policy.before_backward_pass = spy
+    gradients = []
+    one.optimizer.register_step_pre_hook(lambda *_: gradients.append(one.model.body[2].weight.grad.clone()))
+    weights = []
+    one.optimizer.register_step_post_hook(lambda *_: weights.append(one.model.body.state_dict()["2.weight"].clone()))
+    before = network()
+    one.train()
+    # 6 minibatches in steps of 4 and 2: policies see every loss at its full scale
+    batches = list(torch.utils.data.DataLoader(samples(), batch_size=4))
+    losses = [float(nn.functional.cross_entropy(before(x), y)) for x, y in batches[:4]]
+    assert [loss for loss, _ in seen[:4]] == pytest.approx(losses, rel=1e-5)
+    assert all(term == pytest.approx(0.05 * float(w.abs().sum()), rel=1e-4) for (_, term), w in
+               zip(seen, [before[2].weight] * 4 + [weights[0]] * 2, strict=True))  # fmt: skip
+    loss = sum(nn.functional.cross_entropy(before(x), y) for x, y in batches[:4]) / 4
+    (loss + 0.05 * before[2].weight.abs().sum()).backward()
+    assert torch.allclose(gradients[0], before[2].weight.grad, atol=1e-5)
+
+
 def test_names_begin_at_the_model_without_module(tmp_path):
     with pytest.raises(ScheduleError, match=r"Did you mean 'body\.0\.weight'"):
         compress_trainer(trainer(tmp_path), SCHEDULE)
@@ -104,11 +148,16 @@ def test_metrics_of_the_evaluation_reach_plateaus(tmp_path):
         other.train()
 
 
-def test_engines_that_own_the_step_are_refused_by_name(tmp_path):
+@pytest.mark.parametrize("engine", ["deepspeed", "fsdp"])
+def test_engines_that_own_the_step_are_refused_by_name(tmp_path, engine):
     one = trainer(tmp_path)
-    one.args.deepspeed = {"zero_optimization": {"stage": 2}}
-    with pytest.raises(LifecycleError, match="deepspeed"):
+    setattr(one.args, engine, {"zero_optimization": {"stage": 2}} if engine == "deepspeed" else ["full_shard"])
+    with pytest.raises(LifecycleError, match=f"the trainer runs {engine}, whose engine owns"):
         compress_trainer(one, SCHEDULE, module="body")
+    two = trainer(tmp_path)
+    setattr(two, f"is_{engine}_enabled", True)  # by accelerate's own configuration
+    with pytest.raises(LifecycleError, match=engine):
+        compress_trainer(two, SCHEDULE, module="body")
 
 
 def test_a_real_text_classifier_is_pruned(tmp_path):
