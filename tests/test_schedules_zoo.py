@@ -342,7 +342,12 @@ def test_every_sparsity_schedule_scope_pattern_group_and_criterion_has_a_file():
     assert {d.get("threshold_criteria") for d in lasso} == {None, "Max", "Mean_Abs"}
     assert {d["group_type"] for d in found if "group_type" in d} == {"Filters", "Channels", "Rows", "Blocks"}
     assert any(d.get("group_dependency") == "Leader" for d in found)
-    assert {d["class"] for d in content_of("extensions")} == {"ChannelRemover", "FilterRemover", "WeightRewinder"}
+    assert {d["class"] for d in content_of("extensions")} == {
+        "ChannelRemover",
+        "FilterRemover",
+        "LowRankThinning",
+        "WeightRewinder",
+    }
 
 
 # -- runs ---------------------------------------------------------------------------------------------------------
