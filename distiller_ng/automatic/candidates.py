@@ -9,6 +9,7 @@ import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from distiller_ng.graph.inputs import ExampleInputsLike, as_example_inputs
 from distiller_ng.names import ParameterIndex, canonical_name, unwrap
 from distiller_ng.ops.linear_quantization import check_bits
 from distiller_ng.ops.masks import create_mask_level_criterion
+from distiller_ng.pruning._families import Floats
 from distiller_ng.pruning.importance.base import ImportanceLike
 from distiller_ng.reports.compute import layer_costs
 from distiller_ng.thinning.apply import apply_plan
@@ -108,7 +110,7 @@ class Candidates:
         if group not in GROUPS:
             raise ArgumentError(f"unknown group {group!r}. {did_you_mean(str(group), GROUPS)}", argument=("group",))
         self.model = unwrap(model)
-        self.group = group
+        self.group, self.importance = group, importance
         self.example_inputs = as_example_inputs(example_inputs)
         self.parameters = ParameterIndex(self.model)
         self._tensors: dict[str, Tensor] = {**self.parameters, **stored_buffers(self.model)}
@@ -132,6 +134,15 @@ class Candidates:
     def width(self, name: str) -> int:
         """How many things a sparsity of a parameter counts: its weights, or the channels that it makes."""
         return self.parameters[name].numel() if self._ranked is None else self._ranked.width(name)
+
+    def scores(self, name: str) -> Floats:
+        """What the choice of a parameter's weights (magnitudes) or filters goes by, lowest first.
+
+        Those of filters are relative to their mean, so that layers compare.
+        """
+        if self._ranked is not None:
+            return np.asarray(self._ranked.orders(name), np.float64)
+        return np.sort(self.parameters[name].detach().abs().double().flatten().cpu().numpy())
 
     def build(self, choices: Choices) -> nn.Module:
         """A compressed copy, in the mode (training or evaluation) of the model.
@@ -185,6 +196,15 @@ class Candidates:
                 raise TargetError(f"{name!r} holds no floating point numbers", argument=("choices", name))
             found[canonical] = choice
         return {name: found[name] for name in self.parameters if name in found}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies, and other processes, trace and rank for themselves."""
+        names = ("model", "example_inputs", "group", "importance")
+        return {name: getattr(self, name) for name in names}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        settings = dict(state)
+        Candidates.__init__(self, settings.pop("model"), settings.pop("example_inputs"), **settings)
 
     # -- prices -----------------------------------------------------------------------------------------------------
 
