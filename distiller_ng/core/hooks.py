@@ -15,6 +15,7 @@ from distiller_ng.core.policy_list import PolicyList
 from distiller_ng.core.position import TrainPosition
 from distiller_ng.core.summary import CompressionSummary, summarize
 from distiller_ng.errors import LifecycleError
+from distiller_ng.graph.changes import changes_of
 
 __all__ = ["HookDriver"]
 
@@ -182,7 +183,7 @@ class HookDriver(PolicyList):
                     planned[name] = sparsity
         for note in notes:
             logger.warning(note)
-        summary = summarize(self.parameters, planned, self.masks.masked(), tuple(notes))
+        summary = summarize(self.parameters, planned, self.masks.masked(), tuple(notes), changes_of(self.model))
         for observer in self.observers:
             observer.finished(summary)
         return summary
