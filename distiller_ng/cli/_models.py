@@ -18,11 +18,21 @@ from distiller_ng.apputils import (
     classification_get_input_shape,
     load_lean_checkpoint,
 )
+from distiller_ng.checkpoint.files import read_file
 from distiller_ng.errors import ArgumentError, did_you_mean
 from distiller_ng.models import create_model, load_weights_
 from distiller_ng.models.weights import read_state_dict
 
-__all__ = ["GivenModel", "add_model_arguments", "called", "given_model", "named_object", "required_model"]
+__all__ = [
+    "GivenModel",
+    "add_model_arguments",
+    "add_teacher_argument",
+    "called",
+    "given_model",
+    "given_teachers",
+    "named_object",
+    "required_model",
+]
 
 _SEED = 0
 #: What importing, building and running code of the user's may raise; none of it deserves a traceback through ours.
@@ -86,6 +96,39 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_teacher_argument(parser: argparse.ArgumentParser) -> None:
+    """Add ``--teacher NAME=WHERE``, which may be given several times."""
+    parser.add_argument(
+        "--teacher",
+        action="append",
+        default=[],
+        metavar="NAME=WHERE",
+        help="a model that distillers name: big=nets.py:Big, big=package.module:factory, or an architecture's name "
+        "alone (may be given again for more)",
+    )
+
+
+def given_teachers(options: argparse.Namespace) -> dict[str, nn.Module] | None:
+    """The models of ``--teacher`` by name; None if there are none.
+
+    Raises :class:`ArgumentError` for a name that is given twice, and for what :func:`given_model` refuses.
+    """
+    found: dict[str, nn.Module] = {}
+    for text in options.teacher:
+        name, equals, place = text.partition("=")
+        if not name or (equals and not place):
+            raise ArgumentError(f"--teacher {text}: write NAME=file.py:factory, e.g. big=nets.py:Big")
+        if name in found:
+            raise ArgumentError(f"--teacher {text}: there is a teacher {name!r} already")
+        if ":" in place:
+            found[name] = _own_model(place, "--teacher").eval()
+        else:
+            arch = place or name
+            dataset = options.dataset or classification_dataset_str_from_arch(arch)
+            found[name] = _of_the_zoo(dataset, arch).eval()
+    return found or None
+
+
 def required_model(options: argparse.Namespace) -> GivenModel:
     """The model; raises :class:`ArgumentError` when none is given, or what :func:`given_model` raises."""
     found = given_model(options)
@@ -105,12 +148,13 @@ def given_model(options: argparse.Namespace) -> GivenModel | None:
         if given:
             raise ArgumentError(f"{given[0]} needs a model: --model package.module:factory, or --arch NAME")
         return None
+    seed = getattr(options, "seed", None) or _SEED
     if options.arch is not None:
         dataset = options.dataset or classification_dataset_str_from_arch(options.arch)
-        model, name = create_model(False, dataset, options.arch), f"{options.arch} for {dataset}"
+        model, name = _of_the_zoo(dataset, options.arch, seed), f"{options.arch} for {dataset}"
     else:
         dataset, name = options.dataset, options.model
-        model = _own_model(options.model)
+        model = _own_model(options.model, "--model", seed)
     shape = options.input_shape or getattr(model, "input_shape", None)
     if shape is None and dataset is not None:
         shape = classification_get_input_shape(dataset)
@@ -119,11 +163,18 @@ def given_model(options: argparse.Namespace) -> GivenModel | None:
     return GivenModel(model.eval(), name, _checked_shape(shape, name), dataset)
 
 
+def _of_the_zoo(dataset: str, arch: str, seed: int) -> nn.Module:
+    """With the same random weights in every run."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return create_model(False, dataset, arch)
+
+
 def _with_weights(model: nn.Module, path: Path) -> nn.Module:
     """A plain state dict must fit as a whole; a checkpoint also brings thinning and quantization along."""
     if not path.is_file():
         raise ArgumentError(f"--checkpoint: there is no file {str(path)!r}")
-    if path.name.endswith(".tar"):
+    if path.name.endswith(".tar") or "state_dict" in read_file(path):
         return load_lean_checkpoint(model, path)
     read_state_dict(path)
     load_weights_(model, path)
@@ -155,26 +206,28 @@ def named_object(text: str, flag: str) -> Any:
     return _found(module, name, f"{flag} {text}")
 
 
-def called(factory: Any, what: str) -> Any:
+def called(factory: Any, what: str, *, seed: int = _SEED) -> Any:
     """The result of a function of the user's without arguments; ``what`` begins messages.
+
+    Torch's generator has this seed inside, and is as it was afterwards.
 
     Raises :class:`ArgumentError` for what cannot be called, and when it fails.
     """
     if not callable(factory):
         raise ArgumentError(f"{what} is a {type(factory).__name__}, not a class or function")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(_SEED)
+        torch.manual_seed(seed)
         try:
             return factory()
         except _USER_CODE as error:
             raise ArgumentError(f"{what}() failed: {_one_line(error)}") from error
 
 
-def _own_model(text: str) -> nn.Module:
-    found = named_object(text, "--model")
-    built = found if isinstance(found, nn.Module) else called(found, f"--model {text}")
+def _own_model(text: str, flag: str, seed: int = _SEED) -> nn.Module:
+    found = named_object(text, flag)
+    built = found if isinstance(found, nn.Module) else called(found, f"{flag} {text}", seed=seed)
     if not isinstance(built, nn.Module):
-        raise ArgumentError(f"--model {text}() returned a {type(built).__name__}, not a torch.nn.Module")
+        raise ArgumentError(f"{flag} {text}() returned a {type(built).__name__}, not a torch.nn.Module")
     return built
 
 

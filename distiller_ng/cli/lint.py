@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import ClassVar
 
-from distiller_ng.cli._models import add_model_arguments, given_model
+from distiller_ng.cli._models import add_model_arguments, add_teacher_argument, given_model, given_teachers
 from distiller_ng.cli._printing import add_json_argument, print_json
 from distiller_ng.cli.base import COMMANDS, Command
 from distiller_ng.config.checking import check_schedule
@@ -26,7 +26,7 @@ class LintCommand(Command):
     example: ClassVar[str] = "distiller-ng lint agp.yaml --model mynet.py:MyNet --input-shape 1,3,32,32"
 
     def configure(self, parser: argparse.ArgumentParser) -> None:
-        """``lint FILE... [model] [--strict] [--recipe-args ARGS] [--allow-user-classes] [--json]``."""
+        """``lint FILE... [model] [--teacher NAME=WHERE] [--strict] [--recipe-args ARGS] [--json]``."""
         parser.add_argument("files", metavar="FILE", nargs="+", help="a schedule (.yaml) or a recipe (.yaml, .md)")
         parser.add_argument("--strict", action="store_true", help="warnings end in status 1, too")
         parser.add_argument("--recipe-args", metavar="ARGS", help="values of variables: name=value,... or JSON")
@@ -35,16 +35,18 @@ class LintCommand(Command):
         )
         add_json_argument(parser)
         add_model_arguments(parser)
+        add_teacher_argument(parser)
 
     def run(self, options: argparse.Namespace) -> int:
         """Check and print; 1 if anything is wrong."""
-        given = given_model(options)
+        given, teachers = given_model(options), given_teachers(options)
         checks = [
             check_schedule(
                 file,
                 None if given is None else given.model,
                 example_inputs=None if given is None else given.example_or_none(),
                 allow_user_classes=options.allow_user_classes,
+                teachers=teachers,
                 recipe_args=options.recipe_args,
             )
             for file in options.files

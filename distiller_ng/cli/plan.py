@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import sys
 from typing import ClassVar
 
 from torch.optim import SGD
 
-from distiller_ng.cli._models import add_model_arguments, required_model
+from distiller_ng.cli._models import add_model_arguments, add_teacher_argument, given_teachers, required_model
 from distiller_ng.cli._numbers import above_zero, whole
 from distiller_ng.cli._printing import add_json_argument, print_json, writes_unicode
 from distiller_ng.cli.base import COMMANDS, Command
 from distiller_ng.config import file_config
-from distiller_ng.reports.schedule_plan import schedule_plan
-from distiller_ng.reports.schedule_timeline import schedule_timeline
+from distiller_ng.reports.schedule_plan import SchedulePlan, notes_text, schedule_plan
+from distiller_ng.reports.schedule_timeline import ScheduleTimeline, schedule_timeline
 
 __all__ = ["PlanCommand"]
 
 
 @COMMANDS.register("plan")
 class PlanCommand(Command):
-    """Before training: each policy's parameters, values and epochs, and a timeline, also as a picture.
+    """Before training: what each policy does and when, what the model will cost after it, and a timeline.
 
     ``distiller-ng plan agp.yaml --arch resnet20_cifar --dataset cifar10 --picture plan.svg``
     """
@@ -32,7 +33,7 @@ class PlanCommand(Command):
     )
 
     def configure(self, parser: argparse.ArgumentParser) -> None:
-        """``plan FILE model [--epochs N] [--steps-per-epoch N] [--lr LR] [--picture PATH] [--json]``."""
+        """``plan FILE model [--epochs N] [--steps-per-epoch N] [--lr LR] [--picture PATH] [--details] [--json]``."""
         parser.add_argument("file", metavar="FILE", help="a schedule (.yaml) or a recipe (.yaml, .md)")
         parser.add_argument("--epochs", type=whole(1), metavar="N", help="length of the run (default: of the schedule)")
         parser.add_argument(
@@ -40,25 +41,45 @@ class PlanCommand(Command):
         )
         parser.add_argument("--lr", type=above_zero, default=0.1, metavar="LR", help="to start from (default: 0.1)")
         parser.add_argument("--picture", metavar="PATH", help="also draw the timeline to this .svg or .png")
+        parser.add_argument("--details", action="store_true", help="also list values, parameters and bits of layers")
         parser.add_argument("--recipe-args", metavar="ARGS", help="values of variables: name=value,... or JSON")
+        parser.add_argument(
+            "--allow-user-classes", action="store_true", help="import classes that are given as dotted paths"
+        )
         add_json_argument(parser)
         add_model_arguments(parser)
+        add_teacher_argument(parser)
 
     def run(self, options: argparse.Namespace) -> int:
         """Print the plan."""
-        given = required_model(options)
-        optimizer = SGD(given.model.parameters(), lr=options.lr, momentum=0.9)
-        example = given.example_or_none()
-        scheduler = file_config(
-            given.model, optimizer, options.file, example_inputs=example, recipe_args=options.recipe_args
-        )
-        steps = options.steps_per_epoch
-        plan = schedule_plan(scheduler, steps, options.epochs)
-        timeline = schedule_timeline(scheduler, steps, options.epochs, optimizer=optimizer)
+        plan, timeline = _planned(options)
         if options.picture:
             timeline.save(options.picture)
         if options.json:
             print_json({**plan.as_dict(), "timeline": timeline.as_dict()})
-        else:
-            sys.stdout.write(f"{plan}\n\n{timeline.text(ascii_only=not writes_unicode())}\n")
+            return 0
+        parts = [plan.table(), timeline.text(ascii_only=not writes_unicode(), notes=False)]
+        parts += [plan.details()] if options.details else []
+        parts += [notes] if (notes := notes_text((*plan.notes, *timeline.notes))) else []
+        parts += [f"picture: {options.picture}"] if options.picture else []
+        sys.stdout.write("\n\n".join(parts) + "\n")
         return 0
+
+
+def _planned(options: argparse.Namespace) -> tuple[SchedulePlan, ScheduleTimeline]:
+    given = required_model(options)
+    example = given.example_or_none()
+    original = copy.deepcopy(given.model)  # a quantizer changes the model when its schedule is loaded
+    optimizer = SGD(given.model.parameters(), lr=options.lr, momentum=0.9)
+    scheduler = file_config(
+        given.model,
+        optimizer,
+        options.file,
+        example_inputs=example,
+        recipe_args=options.recipe_args,
+        allow_user_classes=options.allow_user_classes,
+        teachers=given_teachers(options),
+    )
+    steps = options.steps_per_epoch
+    plan = schedule_plan(scheduler, steps, options.epochs, predict=True, original=original)
+    return plan, schedule_timeline(scheduler, steps, options.epochs, optimizer=optimizer, plan=plan)

@@ -76,7 +76,7 @@ class PruningPolicy(Policy):
     def _update(self, ctx: StepContext) -> None:
         self._decision_waits, self._decided_at = False, ctx.position
         self._mask_gradients(ctx, True)
-        with self._own_levels():
+        with self.own_levels():
             self._decide(ctx)
 
     def _before_step(self, ctx: StepContext) -> None:
@@ -226,7 +226,7 @@ class PruningPolicy(Policy):
 
     def planned_sparsity(self, window: PolicyWindow, parameters: ParameterIndex) -> Mapping[str, float | None]:
         """The sparsity each targeted parameter should end with."""
-        with self._own_levels():
+        with self.own_levels():
             return {name: self.pruner.planned_sparsity(name, window) for name in self.pruner.names}
 
     def describe(self) -> str:
@@ -262,7 +262,7 @@ class PruningPolicy(Policy):
         return self.args.mask_on_forward_only or self.args.use_double_copies
 
     @contextlib.contextmanager
-    def _own_levels(self) -> Iterator[None]:
+    def own_levels(self) -> Iterator[None]:
         """This policy's ``levels`` are the pruner's while this policy asks it, and no longer."""
         before = self.pruner.levels
         if self.args.levels is not None:

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from conftest_cli import fails_with
 
 from distiller_ng.cli.main import main
@@ -111,6 +117,32 @@ def test_distillers_are_read_without_their_teachers(folder, own, capsys):
     (folder / "kd.yaml").write_text(TAUGHT.replace("teacher: big", "teachr: big"))
     assert main(["lint", "kd.yaml", *own]) == 1
     assert "has no argument 'teachr'. Did you mean 'teacher'" in capsys.readouterr().out
+
+
+def test_teachers(folder, own, capsys):
+    (folder / "kd.yaml").write_text(TAUGHT.replace("distillation: 0.5", "distill: 0.5"))
+    assert main(["lint", "kd.yaml", *own, "--teacher", "big=tiny_net.py:TinyNet"]) == 0
+    assert capsys.readouterr().out == "kd.yaml: no problems\n"
+    assert main(["lint", "kd.yaml", *own, "--teacher", "other=tiny_net.py:TinyNet"]) == 1
+    assert "kd.yaml:4:14: distillers.d.teacher: " in capsys.readouterr().out
+    fails_with(capsys, ["lint", "kd.yaml", *own, "--teacher", "big=no.py:Big"], "--teacher: there is no file 'no.py'")
+
+
+def test_the_hook_for_pre_commit(folder):
+    """What other repositories get: its command, run on a file as pre-commit does."""
+    root = Path(__file__).parents[2]
+    (hook,) = yaml.safe_load((root / ".pre-commit-hooks.yaml").read_text())
+    assert hook["id"] == "distiller-ng-lint" and hook["language"] == "python" and hook["entry"] == "distiller-ng lint"
+    assert hook["types_or"] == ["yaml", "markdown"] and hook["files"]
+    pattern = re.compile(hook["files"])
+    assert pattern.search("schedules/agp.yaml") and pattern.search("a/recipes/sparse.md")
+    assert not pattern.search("docs/index.md") and not pattern.search(".github/workflows/ci.yaml")
+    (folder / "wrong.yaml").write_text(WRONG)
+    _, *words = hook["entry"].split()
+    command = [sys.executable, "-m", "distiller_ng.cli", *words, "agp.yaml", "wrong.yaml"]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, check=False)
+    assert done.returncode == 1 and done.stderr == "" and "wrong.yaml:5:21: " in done.stdout
 
 
 def test_strict_counts_warnings(folder, own, capsys):
