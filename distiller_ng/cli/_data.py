@@ -12,16 +12,19 @@ from torch import nn
 
 from distiller_ng.apputils import load_data
 from distiller_ng.apputils.classifier_loops import test
+from distiller_ng.apputils.classifier_task import PartOf
+from distiller_ng.cli._loaders import add_loaders_argument, own_loaders
 from distiller_ng.cli._models import GivenModel, called, named_object
 from distiller_ng.cli._numbers import fraction, whole
 from distiller_ng.errors import ArgumentError
 
-__all__ = ["Evaluation", "OwnEvaluation", "add_data_arguments", "calibration_batches", "evaluation"]
+__all__ = ["Evaluation", "LoaderEvaluation", "OwnEvaluation", "add_data_arguments", "calibration_batches", "evaluation"]
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add ``--data``, ``--batch-size`` and ``--data-fraction``."""
+    """Add ``--loaders``, ``--data``, ``--batch-size`` and ``--data-fraction``."""
     group = parser.add_argument_group("Data")
+    add_loaders_argument(group)
     group.add_argument("--data", metavar="DIR", help="where the data set is; digits and synthetic need none")
     group.add_argument("-b", "--batch-size", type=whole(1), default=256, metavar="N", help="samples (default: 256)")
     group.add_argument(
@@ -65,6 +68,19 @@ class Evaluation:
         return {**self.__dict__, "_loader": None}
 
 
+@dataclass
+class LoaderEvaluation(Evaluation):
+    """The same on the test loader of the user's ``--loaders``; ``dataset`` is what was written there."""
+
+    def loader(self) -> Any:
+        """The test loader. Raises :class:`ArgumentError` when there is none."""
+        if self._loader is None:
+            loaders = own_loaders(argparse.Namespace(loaders=self.dataset))
+            if loaders is not None:
+                self._loader = loaders.test if self.fraction == 1.0 else PartOf(loaders.test, self.fraction)
+        return self._loader
+
+
 @dataclass(frozen=True)
 class OwnEvaluation:
     """A function of the user's, named on the command line, as something that can be sent to another process."""
@@ -77,23 +93,34 @@ class OwnEvaluation:
 
 
 def evaluation(options: argparse.Namespace, given: GivenModel) -> Evaluation | OwnEvaluation:
-    """What measures the model; raises :class:`ArgumentError` when there is neither a data set nor a function."""
+    """What measures the model: the user's function, their test loader, or a data set's test images.
+
+    Raises :class:`ArgumentError` when none is named.
+    """
     if options.evaluate is not None:
         if not callable(named_object(options.evaluate, "--evaluate")):
             raise ArgumentError(f"--evaluate {options.evaluate} is no function")
         return OwnEvaluation(options.evaluate)
-    found = Evaluation(_dataset(given, "--evaluate"), options.data, options.batch_size, options.data_fraction)
+    if getattr(options, "loaders", None) is not None:
+        kind: type[Evaluation] = LoaderEvaluation
+        name = options.loaders
+    else:
+        kind, name = Evaluation, _dataset(given, "--evaluate")
+    found = kind(name, options.data, options.batch_size, options.data_fraction)
     found.loader()
     return found
 
 
 def calibration_batches(options: argparse.Namespace, given: GivenModel) -> Iterable[Any]:
-    """Training images, without augmentation, or what the user's ``--loader`` returns."""
+    """Training images, without augmentation, the user's validation loader, or what their ``--loader`` returns."""
     if options.loader is not None:
         batches = called(named_object(options.loader, "--loader"), f"--loader {options.loader}")
         if not isinstance(batches, Iterable):
             raise ArgumentError(f"--loader {options.loader}() returned a {type(batches).__name__}, not batches")
         return batches
+    own = own_loaders(options)
+    if own is not None:
+        return own.valid if options.data_fraction == 1.0 else PartOf(own.valid, options.data_fraction)
     dataset = _dataset(given, "--loader")
     loaders = load_data(dataset, "", options.data, options.batch_size, 0, effective_valid_size=options.data_fraction)
     return loaders[1] if loaders[1] is not None else loaders[2]

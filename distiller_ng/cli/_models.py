@@ -163,7 +163,7 @@ def given_model(options: argparse.Namespace) -> GivenModel | None:
     return GivenModel(model.eval(), name, _checked_shape(shape, name), dataset)
 
 
-def _of_the_zoo(dataset: str, arch: str, seed: int) -> nn.Module:
+def _of_the_zoo(dataset: str, arch: str, seed: int = _SEED) -> nn.Module:
     """With the same random weights in every run."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
