@@ -209,7 +209,7 @@ def test_ways_to_name_a_model(folder, capsys, model):
         (["--dataset", "cifar10"], "--dataset needs a model"),
         (["--checkpoint", "x.pt"], "--checkpoint needs a model"),
         (["--model", "tiny_net:TinyNet", "--checkpoint", "x.pt"], "there is no file 'x.pt'"),
-        (["--model", "tiny_net:TinyNet", "--checkpoint", "agp.yaml"], "cannot be read as weights"),
+        (["--model", "tiny_net:TinyNet", "--checkpoint", "agp.yaml"], "agp.yaml: damaged, or not a checkpoint"),
         (["--model", "tiny_net:TinyNet", "--checkpoint", "other.pt"], "does not fit TinyNet"),
         (["--model", "tiny_net:TinyNet", "--checkpoint", "agp.pth.tar"], "agp.pth.tar"),
         (["--model", "tiny_net:TinyNet", "--input-shape", "1,3,8,8"], "does not run on input of shape 1,3,8,8"),

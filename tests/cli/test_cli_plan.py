@@ -163,7 +163,7 @@ def test_a_prediction_is_what_training_gives(folder):
     scheduler = dict_config(model, optimizer, schedule, example_inputs=(images,))
     planned = schedule_plan(scheduler, 2, 4, predict=True).sizes[-1]
     assert [p.numel() for p in model.parameters()] == [36, 4, 1440, 10], "nothing changed"
-    for _ in range(4):
+    for _ in scheduler.epochs(4):
         for batch in scheduler.minibatches([images, images]):
             model(batch).square().mean().backward()
             optimizer.step()
