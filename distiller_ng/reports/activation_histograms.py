@@ -22,7 +22,13 @@ from distiller_ng.ops.histogram import Histogram
 from distiller_ng.ops.linear_quantization import LinearQuantMode
 from distiller_ng.reports.table import Cell, Table
 
-__all__ = ["ActivationHistograms", "ClipChoice", "TensorHistogram", "activation_histograms_summary"]
+__all__ = [
+    "ActivationHistograms",
+    "ClipChoice",
+    "TensorHistogram",
+    "activation_histograms_summary",
+    "collected_histograms",
+]
 
 _COLUMNS = ("Layer", "Tensor", "Clipping", "Low", "High", "Outside (%)", "SQNR (dB)")
 CHOSEN = "chosen"
@@ -139,6 +145,14 @@ def activation_histograms_summary(
         choices = tuple(_judged(name, histogram, ends, num_bits, quantization) for name, ends in ranges.items())
         found.append(TensorHistogram(layer, "output" if which == "output" else f"input {which}", histogram, choices))
     return ActivationHistograms(tuple(found), num_bits, quantization)
+
+
+def collected_histograms(path: str | os.PathLike[str]) -> list[tuple[str, int | str, Histogram]]:
+    """``(layer, input index or "output", histogram)`` of a file of :func:`collect_histograms`.
+
+    Raises :class:`CalibrationError` for what is no file of histograms.
+    """
+    return _tensors(_read(path))
 
 
 def _read(path: str | os.PathLike[str]) -> Mapping[str, Any]:

@@ -2,29 +2,47 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
 from distiller_ng.reports.html.run_data import Curve
+from distiller_ng.reports.html.style import SERIES
 
-__all__ = ["Point", "line_chart", "scatter_chart", "ticks"]
+__all__ = ["Frame", "Line", "Point", "figure", "legend", "line_chart", "scatter_chart", "ticks"]
 
-_WIDTH, _HEIGHT = 640, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 14, 42
-#: Colours a series takes in turn, defined in the page's style for light and dark; beyond them dashes tell them apart.
-_COLOURS = 6
-_DASHES = ("", "6 4", "2 3")
+_WIDTH, _HEIGHT = 400, 240
+_LEFT, _RIGHT, _TOP, _BOTTOM = 54, 14, 14, 40
+_DASHES = ("", "7 4", "2 3")
+_MOST_POINTS = 400  # more cannot be told apart
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of a chart. ``colour`` counts from 0; ``dash``: 0 solid, 1 dashed, 2 dotted; ``faint`` ones have no key.
+
+    ``steps``: a value holds until the next one.
+    """
+
+    name: str
+    points: Curve
+    colour: int = 0
+    dash: int = 0
+    faint: bool = False
+    heavy: bool = False
+    steps: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One model in a scatter plot."""
+    """One model in a scatter plot; ``text`` says its values."""
 
     label: str
     x: float
     y: float
+    text: str = ""
 
 
 def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
@@ -43,51 +61,181 @@ def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
     return [round(number * step, 12) for number in range(first, last + 1)]
 
 
-def line_chart(title: str, series: Mapping[str, Curve], *, x_label: str = "epoch", y_label: str = "") -> str:
-    """A figure with one line a series; empty text when there is nothing to draw."""
-    shown = {name: _finite(points) for name, points in series.items()}
-    shown = {name: points for name, points in shown.items() if points}
+def line_chart(
+    title: str,
+    lines: Sequence[Line] | Mapping[str, Curve],
+    *,
+    x_label: str = "epoch",
+    y_label: str = "",
+    unit: str = "",
+    low: float | None = None,
+    high: float | None = None,
+) -> str:
+    """A figure with these lines; empty text when there is nothing to draw. Values that are not finite break a line.
+
+    ``unit`` follows the numbers of the y axis; ``low`` and ``high`` are ends it has at least.
+    """
+    given = (
+        [Line(name, points, n % SERIES, n // SERIES % len(_DASHES)) for n, (name, points) in enumerate(lines.items())]
+        if isinstance(lines, Mapping)
+        else list(lines)
+    )
+    shown = [line for line in given if any(_is_finite(point) for point in line.points)]
     if not shown:
         return ""
-    flat = [point for points in shown.values() for point in points]
-    frame = _Frame(flat)
-    parts = [frame.axes(x_label, y_label)]
-    for number, (name, points) in enumerate(shown.items()):
-        path = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in points)
-        dash = _DASHES[number // _COLOURS % len(_DASHES)]
-        says = f"<title>{escape(name)}: {points[-1][1]:.4g} at {points[-1][0]:.4g}</title>"
-        style = f'class="line c{number % _COLOURS}" stroke-dasharray="{dash}"'
-        parts.append(f'<polyline {style} points="{path}">{says}</polyline>')
-        if len(points) == 1:
-            (x, y) = points[0]
-            parts.append(
-                f'<circle class="dot c{number % _COLOURS}" cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" r="3"/>'
-            )
-    return _figure(title, parts, _legend(list(shown)))
+    flat = [point for line in shown for point in line.points if _is_finite(point)]
+    frame = Frame(flat, low=low, high=high)
+    drawn = [frame.axes(x_label, y_label, unit), *(_drawn(line, frame) for line in shown)]
+    return figure(title, "".join(drawn), _described(shown, unit, x_label), legend(shown))
 
 
-def scatter_chart(title: str, points: Sequence[Point], *, x_label: str, y_label: str) -> str:
-    """A figure with one labelled point a model; points that no other beats in both are joined (Pareto front).
+def scatter_chart(title: str, points: Sequence[Point], *, x_label: str, y_label: str, unit: str = "") -> str:
+    """A figure with one numbered mark a model, their names below; those that no other beats in both are joined.
 
-    Lower ``x`` and higher ``y`` are better. Empty text when there are no points.
+    Lower ``x`` and higher ``y`` are better. Empty text with fewer than two points.
     """
-    finite = [point for point in points if math.isfinite(point.x) and math.isfinite(point.y)]
-    if not finite:
+    known = [point for point in points if math.isfinite(point.x) and math.isfinite(point.y)]
+    if len(known) < 2:
         return ""
-    frame = _Frame([(point.x, point.y) for point in finite], margin=0.12)
-    front = _front(finite)
+    frame = Frame([(point.x, point.y) for point in known], margin=0.12)
+    front = _front(known)
     path = " ".join(f"{frame.x(point.x):.1f},{frame.y(point.y):.1f}" for point in front)
-    parts = [frame.axes(x_label, y_label), f'<polyline class="front" points="{path}"/>']
-    for number, point in enumerate(finite):
-        x, y = frame.x(point.x), frame.y(point.y)
-        anchor = "end" if x > _WIDTH * 0.7 else "start"
-        offset = -9 if anchor == "end" else 9
-        parts.append(f'<circle class="dot c{number % _COLOURS}" cx="{x:.1f}" cy="{y:.1f}" r="5"/>')
+    parts = [frame.axes(x_label, y_label, unit), f'<polyline class="front" points="{path}"/>']
+    keys = []
+    for number, point in enumerate(known):
+        x, y, colour = frame.x(point.x), frame.y(point.y), f"c{number % SERIES}"
         parts.append(
-            f'<text class="name" text-anchor="{anchor}" x="{x + offset:.1f}" y="{y - 7:.1f}">'
-            f"{escape(point.label)}</text>"
+            f'<g><title>{escape(point.label)}: {escape(point.text)}</title><circle class="fill {colour}" cx="{x:.1f}" '
+            f'cy="{y:.1f}" r="9"/><text class="mark" text-anchor="middle" x="{x:.1f}" y="{y + 4:.1f}">{number + 1}'
+            "</text></g>"
         )
-    return _figure(title, parts, "")
+        best = ' <span class="soft">(on the front)</span>' if point in front and len(known) > len(front) else ""
+        keys.append(
+            f'<li><span class="number-key key-{colour}">{number + 1}</span>{escape(point.label)}'
+            f'<span class="soft"> {escape(point.text)}</span>{best}</li>'
+        )
+    said = f"{len(known)} models; the best compromises are " + ", ".join(point.label for point in front)
+    return figure(title, "".join(parts), said, f'<ul class="legend stacked">{"".join(keys)}</ul>')
+
+
+def figure(title: str, drawing: str, said: str, below: str = "", *, height: float = _HEIGHT) -> str:
+    """A figure of the usual width around a drawing; ``said`` is its description for those who do not see it."""
+    return (
+        f'<figure><figcaption>{escape(title)}</figcaption><svg viewBox="0 0 {_WIDTH} {height:g}" role="img" '
+        f'aria-label="{escape(title, quote=True)}"><title>{escape(title)}</title><desc>{escape(said)}</desc>{drawing}'
+        f"</svg>{below}</figure>"
+    )
+
+
+def legend(lines: Sequence[Line]) -> str:
+    """The names of lines, but of the faint ones only the first; empty text for a single line."""
+    faint = next((line for line in lines if line.faint), None)
+    named = [line for line in lines if not line.faint] + ([faint] if faint else [])
+    if len(named) < 2:
+        return ""
+    items = "".join(
+        f'<li><span class="key c{line.colour} d{line.dash}"></span>{escape(line.name)}</li>' for line in named
+    )
+    return f'<ul class="legend">{items}</ul>'
+
+
+class Frame:
+    """Data to picture coordinates, with axes."""
+
+    def __init__(
+        self,
+        points: Sequence[tuple[float, float]],
+        margin: float = 0.0,
+        *,
+        low: float | None = None,
+        high: float | None = None,
+    ) -> None:
+        self.low_x, self.high_x = _widened([x for x, _ in points], margin)
+        ys = [y for _, y in points] + [end for end in (low, high) if end is not None]
+        self.low_y, self.high_y = _widened(ys, max(margin, 0.05))
+
+    def x(self, value: float) -> float:
+        """Where ``value`` is from the left."""
+        return _LEFT + (value - self.low_x) / (self.high_x - self.low_x) * (_WIDTH - _LEFT - _RIGHT)
+
+    def y(self, value: float) -> float:
+        """Where ``value`` is from the top."""
+        return _HEIGHT - _BOTTOM - (value - self.low_y) / (self.high_y - self.low_y) * (_HEIGHT - _TOP - _BOTTOM)
+
+    def axes(self, x_label: str, y_label: str, unit: str = "") -> str:
+        """Grid lines with numbers, and what the axes are."""
+        parts = []
+        for value in ticks(self.low_y, self.high_y, 4):
+            y = self.y(value)
+            parts.append(f'<line class="gridline" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+            parts.append(f'<text text-anchor="end" x="{_LEFT - 6}" y="{y + 4:.1f}">{value:g}{escape(unit)}</text>')
+        for value in ticks(self.low_x, self.high_x, 6):
+            parts.append(
+                f'<text text-anchor="middle" x="{self.x(value):.1f}" y="{_HEIGHT - _BOTTOM + 16}">{value:g}</text>'
+            )
+        middle = (_LEFT + _WIDTH - _RIGHT) / 2
+        parts.append(f'<text text-anchor="middle" x="{middle}" y="{_HEIGHT - 7}">{escape(x_label)}</text>')
+        if y_label:
+            turned = f'transform="rotate(-90 12 {_HEIGHT / 2 - 10})"'
+            parts.append(f'<text text-anchor="middle" x="12" y="{_HEIGHT / 2 - 10}" {turned}>{escape(y_label)}</text>')
+        return "".join(parts)
+
+
+def _drawn(line: Line, frame: Frame) -> str:
+    kinds = "".join(f" {kind}" for kind, on in (("faint", line.faint), ("heavy", line.heavy)) if on)
+    last = [point for point in line.points if _is_finite(point)][-1]
+    said = f"<title>{escape(line.name)}: {last[1]:.4g} at {last[0]:.4g}</title>"
+    dash = f' stroke-dasharray="{_DASHES[line.dash]}"' if line.dash else ""
+    parts = []
+    for run in _runs(line.points):
+        points = _steps(run) if line.steps else _thinned(run)
+        if len(points) == 1:
+            x, y = points[0]
+            parts.append(f'<circle class="fill c{line.colour}" cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" r="3.5"/>')
+            continue
+        path = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in points)
+        parts.append(f'<polyline class="line c{line.colour}{kinds}"{dash} points="{path}">{said}</polyline>')
+    return "".join(parts)
+
+
+def _described(lines: Sequence[Line], unit: str, x_label: str) -> str:
+    """The first and last value of every line that has a key."""
+    said = []
+    for line in lines:
+        points = [point for point in line.points if _is_finite(point)]
+        if not line.faint:
+            said.append(f"{line.name}: from {points[0][1]:.4g}{unit} to {points[-1][1]:.4g}{unit}")
+    return f"over {x_label}s. " + "; ".join(said)
+
+
+def _runs(points: Curve) -> Iterator[Curve]:
+    """Stretches without a value that is not finite."""
+    run: Curve = []
+    for point in points:
+        if _is_finite(point):
+            run.append(point)
+        elif run:
+            yield run
+            run = []
+    if run:
+        yield run
+
+
+def _steps(points: Curve) -> Curve:
+    found = points[:1]
+    for (_, before), (x, y) in itertools.pairwise(points):
+        found += [(x, before), (x, y)]
+    return found
+
+
+def _thinned(points: Curve) -> Curve:
+    """Every so many points, and always the last."""
+    stride = -(-len(points) // _MOST_POINTS)
+    return points[::stride] + ([points[-1]] if (len(points) - 1) % stride else []) if stride > 1 else points
+
+
+def _is_finite(point: tuple[float, float]) -> bool:
+    return math.isfinite(point[0]) and math.isfinite(point[1])
 
 
 def _front(points: Sequence[Point]) -> list[Point]:
@@ -98,41 +246,6 @@ def _front(points: Sequence[Point]) -> list[Point]:
     return found
 
 
-class _Frame:
-    """Data to picture coordinates."""
-
-    def __init__(self, points: Sequence[tuple[float, float]], margin: float = 0.0) -> None:
-        self.low_x, self.high_x = _widened([x for x, _ in points], margin)
-        self.low_y, self.high_y = _widened([y for _, y in points], max(margin, 0.05))
-
-    def x(self, value: float) -> float:
-        return _LEFT + (value - self.low_x) / (self.high_x - self.low_x) * (_WIDTH - _LEFT - _RIGHT)
-
-    def y(self, value: float) -> float:
-        return _HEIGHT - _BOTTOM - (value - self.low_y) / (self.high_y - self.low_y) * (_HEIGHT - _TOP - _BOTTOM)
-
-    def axes(self, x_label: str, y_label: str) -> str:
-        """Grid lines with numbers, and what the axes are."""
-        parts = []
-        for value in ticks(self.low_y, self.high_y):
-            y = self.y(value)
-            parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-            parts.append(f'<text class="tick" text-anchor="end" x="{_LEFT - 6}" y="{y + 4:.1f}">{value:g}</text>')
-        for value in ticks(self.low_x, self.high_x, 8):
-            x = self.x(value)
-            parts.append(
-                f'<text class="tick" text-anchor="middle" x="{x:.1f}" y="{_HEIGHT - _BOTTOM + 16}">{value:g}</text>'
-            )
-        middle = (_LEFT + _WIDTH - _RIGHT) / 2
-        parts.append(f'<text class="axis" text-anchor="middle" x="{middle}" y="{_HEIGHT - 6}">{escape(x_label)}</text>')
-        if y_label:
-            turned = f'transform="rotate(-90 13 {_HEIGHT / 2})"'
-            parts.append(
-                f'<text class="axis" text-anchor="middle" x="13" y="{_HEIGHT / 2}" {turned}>{escape(y_label)}</text>'
-            )
-        return "".join(parts)
-
-
 def _widened(values: Sequence[float], margin: float) -> tuple[float, float]:
     low, high = min(values), max(values)
     if high == low:
@@ -140,22 +253,3 @@ def _widened(values: Sequence[float], margin: float) -> tuple[float, float]:
         return low - spread, high + spread
     spread = (high - low) * margin
     return low - spread, high + spread
-
-
-def _finite(points: Curve) -> Curve:
-    return [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
-
-
-def _legend(names: Sequence[str]) -> str:
-    if len(names) < 2:
-        return ""
-    items = "".join(
-        f'<li><span class="key c{number % _COLOURS} d{number // _COLOURS % len(_DASHES)}"></span>{escape(name)}</li>'
-        for number, name in enumerate(names)
-    )
-    return f'<ul class="legend">{items}</ul>'
-
-
-def _figure(title: str, parts: Sequence[str], legend: str) -> str:
-    drawing = f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
-    return f"<figure><figcaption>{escape(title)}</figcaption>{drawing}{legend}</figure>"

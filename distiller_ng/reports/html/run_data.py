@@ -3,27 +3,46 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-from distiller_ng.errors import ArgumentError
+from distiller_ng.data_loggers.collecting import HISTOGRAMS_FILE, STATS_FILE
+from distiller_ng.data_loggers.quant_stats_file import load_quant_stats
+from distiller_ng.errors import ArgumentError, CalibrationError
+from distiller_ng.reports.activation_histograms import collected_histograms
 
-__all__ = ["Curve", "RunData", "read_run"]
+__all__ = ["Bars", "Curve", "RunData", "read_run"]
 
-#: ``[(epoch, value), ...]``
-Curve = list[tuple[float, float]]
+#: ``[(epoch, value), ...]``; a value that was not finite is NaN.
+Curve: TypeAlias = list[tuple[float, float]]
+_BARS = 48
+_RANGE = ("min", "max", "mean", "std")
+#: What a summary of ours has at least one of.
+_KNOWN = {"top1_after", "top1_before", "total_sparsity", "parameters", "layers", "status", "metrics_after", "epochs"}
+
+
+@dataclass(frozen=True, slots=True)
+class Bars:
+    """A histogram to draw: ``counts`` in equal bins from ``low`` to ``high``, and ``zeros`` counted apart."""
+
+    low: float
+    high: float
+    counts: Sequence[float]
+    zeros: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class RunData:
     """One run: ``summary`` (``summary.json``), ``curves`` by group and name (``metrics.jsonl``), the ``schedule``'s
-    text, ``benchmark`` (``benchmark.json``: models measured in runtimes, with their ``top1``), ``environment`` (the
-    first lines of the log).
+    text, ``benchmark`` (``benchmark.json``: models measured in runtimes, with their ``top1``), ``quantization``
+    (``quantization.json``: layers of a quantized file), ``plan`` (``plan.json``), ``environment``, histograms of
+    ``weights`` (``{"before": {name: bars}, "after": ...}``) and ``activations``, or the ``ranges`` of these.
 
-    ``sparsities``: ``{parameter: sparsity over the epochs}``.
+    ``sparsities``: ``{parameter: sparsity over the epochs}``. ``has_summary``: False for a run that left none.
     """
 
     name: str
@@ -34,33 +53,66 @@ class RunData:
     schedule: str = ""
     benchmark: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
+    quantization: Mapping[str, Any] = field(default_factory=dict)
+    plan: Mapping[str, Any] = field(default_factory=dict)
+    weights: Mapping[str, Mapping[str, Bars]] = field(default_factory=dict)
+    activations: Mapping[str, Bars] = field(default_factory=dict)
+    ranges: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    has_summary: bool = True
+    path: str = ""
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run came to its end."""
+        return self.has_summary and self.summary.get("status", "finished") == "finished"
 
 
 def read_run(folder: str | os.PathLike[str]) -> RunData:
-    """Read a run folder of the application; of its files only ``summary.json`` must exist.
+    """Read the folder of a run, finished or not; what it does not have is left out.
 
     Raises :class:`ArgumentError` for a folder that is none, and for files that hold something else.
     """
-    path = Path(folder)
+    path = Path(folder).expanduser()
+    if path.is_file():
+        raise ArgumentError(f"{path} is a file; a report is made of the folder of a run")
     if not path.is_dir():
         raise ArgumentError(f"{path} is no folder of a run")
-    if not (path / "summary.json").exists():
-        raise ArgumentError(f"{path} has no summary.json: it is no run folder, or the run did not finish")
-    curves, sparsities, total = _curves(path / "metrics.jsonl")
+    summary = _json(path / "summary.json")
+    metrics = path / "metrics.jsonl"
+    benchmark = _benchmark(path / "benchmark.json")
+    activations = _activations(path / HISTOGRAMS_FILE)
+    if summary and not _KNOWN & summary.keys():
+        raise ArgumentError(f"{path / 'summary.json'} is not the summary of a run of ours")
+    if not (summary or metrics.exists() or benchmark or activations):
+        raise ArgumentError(
+            f"{path} is no folder of a run: it has no summary.json, metrics.jsonl or benchmark.json. Runs of the "
+            "application and of distiller.record_run have"
+        )
+    curves, sparsities, total = _curves(metrics)
     schedule = path / "schedule.yaml"
     return RunData(
-        path.name,
-        _json(path / "summary.json"),
+        path.resolve().name,
+        summary,
         curves,
         sparsities,
         total,
-        schedule.read_text(encoding="utf-8") if schedule.exists() else "",
-        _json(path / "benchmark.json") if (path / "benchmark.json").exists() else {},
+        schedule.read_text(encoding="utf-8", errors="replace") if schedule.exists() else "",
+        benchmark,
         _environment(path),
+        _json(path / "quantization.json"),
+        _plan(path / "plan.json"),
+        {moment: _bars(found) for moment, found in _json(path / "histograms.json").items()},
+        activations,
+        {} if activations else _ranges(path / STATS_FILE),
+        bool(summary) or not metrics.exists(),
+        str(folder),
     )
 
 
 def _json(path: Path) -> dict[str, Any]:
+    """A mapping; empty without the file."""
+    if not path.exists():
+        return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -70,34 +122,109 @@ def _json(path: Path) -> dict[str, Any]:
     return content
 
 
+def _benchmark(path: Path) -> dict[str, Any]:
+    content = _json(path)
+    rows = content.get("rows", [])
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and "name" in row for row in rows):
+        raise ArgumentError(f"{path} is no result of a benchmark: its rows must be mappings with a name")
+    return content
+
+
+def _plan(path: Path) -> dict[str, Any]:
+    """``{"plan": ..., "timeline": ...}``; what ``plan --json`` prints has the plan's fields beside the timeline."""
+    content = _json(path)
+    if content and "plan" not in content:
+        return {"plan": {k: v for k, v in content.items() if k != "timeline"}, "timeline": content.get("timeline", {})}
+    return content
+
+
 def _curves(path: Path) -> tuple[dict[str, dict[str, Curve]], dict[str, Curve], Curve]:
     curves: dict[str, dict[str, Curve]] = {}
     sparsities: dict[str, Curve] = {}
     total: Curve = []
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
     for number, line in enumerate(lines, start=1):
         try:
             event = json.loads(line)
+        except ValueError as error:
+            if number == len(lines) and number > 1:  # an interrupted run's last line may be cut off
+                break
+            raise ArgumentError(f"{path}:{number} holds no event of a run: {error}") from error
+        try:
             epoch = float(event["epoch"])
             if event["event"] == "weights_sparsity":
-                total.append((epoch, float(event["total_sparsity"])))
+                total.append((epoch + 1, _value(event["total_sparsity"])))
                 for name, value in event["parameters"].items():
-                    sparsities.setdefault(name, []).append((epoch, float(value)))
-                continue
-            group = str(event["group"]).rpartition("/")[2]
-            # Training reports within its epoch, everything else when the epoch is over.
-            done = float(event["completed"]) / max(float(event["total"]), 1.0) if group == "Training" else 1.0
-            if epoch < 0:
-                continue
-            for name, value in event["metrics"].items():
-                curves.setdefault(group, {}).setdefault(str(name), []).append((epoch + done, float(value)))
+                    sparsities.setdefault(name, []).append((epoch + 1, _value(value)))
+            elif event["event"] == "training" and epoch >= 0:
+                _take(event, epoch, curves)
+            elif event["event"] == "test":
+                event["metrics"].items()
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ArgumentError(f"{path}:{number} holds no event of a run: {type(error).__name__}: {error}") from error
     return curves, sparsities, total
 
 
+def _take(event: Mapping[str, Any], epoch: float, curves: dict[str, dict[str, Curve]]) -> None:
+    group = str(event["group"]).rpartition("/")[2]
+    # Training reports within its epoch, everything else when the epoch is over.
+    done = float(event["completed"]) / max(float(event["total"]), 1.0) if group == "Training" else 1.0
+    for name, value in event["metrics"].items():
+        curves.setdefault(group, {}).setdefault(str(name), []).append((epoch + done, _value(value)))
+
+
+def _value(value: Any) -> float:
+    """Values that were not finite are null in the file."""
+    return math.nan if value is None else float(value)
+
+
+def _bars(found: Any) -> dict[str, Bars]:
+    """The weights of one moment; entries that are no histograms are left out."""
+    bars = {}
+    for name, one in (found if isinstance(found, Mapping) else {}).items():
+        if isinstance(one, Mapping) and {"low", "high", "counts"} <= one.keys() and one["counts"]:
+            bars[str(name)] = Bars(
+                float(one["low"]), float(one["high"]), [float(c) for c in one["counts"]], float(one.get("zeros", 0))
+            )
+    return bars
+
+
+def _activations(path: Path) -> dict[str, Bars]:
+    """Outputs of every layer, in fewer bins."""
+    if not path.exists():
+        return {}
+    try:
+        collected = collected_histograms(path)
+    except CalibrationError as error:
+        raise ArgumentError(str(error)) from error
+    found = {}
+    for layer, which, histogram in collected:
+        if which == "output":
+            few = histogram.rebinned(histogram.low, histogram.high, _BARS)
+            found[layer or "the model"] = Bars(few.low, few.high, few.counts.tolist())
+    return found
+
+
+def _ranges(path: Path) -> dict[str, dict[str, float]]:
+    """Minimum, maximum and mean of every layer's output, of calibration statistics."""
+    if not path.exists():
+        return {}
+    try:
+        stats = load_quant_stats(path)
+    except (CalibrationError, ArgumentError) as error:
+        raise ArgumentError(f"{path}: {error}") from error
+    found = {}
+    for layer, entry in stats.items():
+        output = entry.get("output") or {}
+        found[layer or "the model"] = {key: float(output[key]) for key in _RANGE if key in output}
+    return {layer: values for layer, values in found.items() if values}
+
+
 def _environment(path: Path) -> dict[str, str]:
-    """The first lines of the log, ``Python: 3.11.7`` and the like, up to the first that is none."""
+    """``environment.json``, else the first lines of the log, ``Python: 3.11.7`` and the like."""
+    known = _json(path / "environment.json")
+    if known:
+        return {str(name): str(value) for name, value in known.items()}
     found: dict[str, str] = {}
     log = next(iter(sorted(path.glob("*.log"))), None)
     for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if log else []:

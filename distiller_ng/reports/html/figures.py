@@ -1,0 +1,223 @@
+"""What a run was worth, in figures: accuracy, size, speed, work before and after (layer 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from html import escape
+from typing import Any
+
+from distiller_ng.reports.html.parts import bytes_text, count_text, finite, milliseconds_text, percent_text, times_text
+from distiller_ng.reports.html.run_data import RunData
+
+__all__ = ["Figure", "accuracies", "cards", "headline", "machine_text", "measured"]
+
+#: Results that stand for accuracy where there is no top-1, in the order in which they are looked for.
+_SCORES = ("Accuracy", "Top5", "Score", "F1", "f1", "mAP", "map")
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One figure: what it is now and was before, as text; ``change`` says the difference, ``is_good`` how to see it."""
+
+    what: str
+    after: str
+    before: str = ""
+    change: str = ""
+    is_good: bool | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One row of a benchmark, with what of it is a number."""
+
+    name: str
+    runtime: str
+    precision: str
+    latency: Mapping[str, float]
+    speedup: Mapping[str, float]
+    file_bytes: float | None
+    peak_memory: float | None
+    top1: float | None
+    note: str
+
+
+def measured(run: RunData) -> list[Measured]:
+    """The rows of the run's benchmark."""
+    top1 = run.benchmark.get("top1")
+    scores = top1 if isinstance(top1, Mapping) else {}
+    return [
+        Measured(
+            str(row["name"]),
+            str(row.get("runtime") or ""),
+            str(row.get("precision") or ""),
+            _numbers(row.get("latency")),
+            _numbers(row.get("speedup")),
+            finite(row.get("file_bytes")) or None,
+            finite(row.get("peak_memory")),
+            finite(scores.get(row["name"])),
+            str(row.get("note") or ""),
+        )
+        for row in run.benchmark.get("rows") or []
+    ]
+
+
+def machine_text(run: RunData) -> str:
+    """``AMD EPYC, 1 of 2 threads, torch 2.13.0``."""
+    machine = run.benchmark.get("machine")
+    if not isinstance(machine, Mapping):
+        return ""
+    parts = [str(machine.get("cpu") or "unknown processor")]
+    if machine.get("threads"):
+        of = f" of {machine['cores']}" if machine.get("cores") else ""
+        parts.append(f"{machine['threads']}{of} threads")
+    return ", ".join(parts + ([f"torch {machine['torch']}"] if machine.get("torch") else []))
+
+
+def accuracies(run: RunData) -> tuple[str, float | None, float | None]:
+    """What was measured, before and after: ``("Top-1 accuracy", 97.5, 96.9)``; None where it was not."""
+    before, after = finite(run.summary.get("top1_before")), finite(run.summary.get("top1_after"))
+    if after is not None or before is not None:
+        return "Top-1 accuracy", before, after
+    firsts, lasts = _mapping(run.summary.get("metrics_before")), _mapping(run.summary.get("metrics_after"))
+    for name in (*_SCORES, *lasts):
+        if finite(lasts.get(name)) is not None:
+            return name, finite(firsts.get(name)), finite(lasts.get(name))
+    curve = next((c["Top1"] for group, c in run.curves.items() if group == "Validation" and "Top1" in c), [])
+    found = [value for _, value in curve if finite(value) is not None]
+    return "Top-1 accuracy (validation)", None, found[-1] if found else None
+
+
+def headline(run: RunData) -> list[Figure]:
+    """The figures that matter most, those that are known."""
+    makers: tuple[Callable[[RunData], Figure | None], ...] = (_accuracy, _deployed, _speed, _size, _weights, _macs)
+    return [figure for maker in makers if (figure := maker(run)) is not None]
+
+
+def cards(figures: list[Figure]) -> str:
+    """Figures as a row of cards."""
+    items = []
+    for one in figures:
+        kind = {True: ' class="good"', False: ' class="bad"', None: ""}[one.is_good]
+        change = f"<span{kind}>{escape(one.change)}</span>" if one.change else ""
+        was = f"was {escape(one.before)}" if one.before else ""
+        line = ", ".join(part for part in (was, change) if part)
+        items.append(
+            f'<li class="card"><span class="what">{escape(one.what)}</span><b class="big">{escape(one.after)}</b>'
+            + (f'<span class="was">{line}</span>' if line else "")
+            + (f'<span class="note">{escape(one.note)}</span>' if one.note else "")
+            + "</li>"
+        )
+    return f'<ul class="cards">{"".join(items)}</ul>' if items else ""
+
+
+# -- figures -----------------------------------------------------------------------------------------------------------
+
+
+def _accuracy(run: RunData) -> Figure | None:
+    name, before, after = accuracies(run)
+    if after is None:
+        return None
+    is_percent = name.startswith("Top")
+    text = (lambda value: f"{value:.2f} %") if is_percent else (lambda value: f"{value:.4g}")
+    return _scored(name, before, after, text, " points" if is_percent else "")
+
+
+def _deployed(run: RunData) -> Figure | None:
+    """Accuracy of the last measured model, as it runs."""
+    rows = measured(run)
+    scored = [row for row in rows if row.top1 is not None]
+    if len(rows) < 2 or not scored or rows[-1].top1 is None:
+        return None
+    first = scored[0].top1 if scored[0].name != rows[-1].name else None
+    figure = _scored("Top-1 as deployed", first, rows[-1].top1, lambda value: f"{value:.2f} %", " points")
+    return replace(figure, note=_where(rows[-1]))
+
+
+def _scored(what: str, before: float | None, after: float, text: Callable[[float], str], unit: str) -> Figure:
+    if before is None:
+        return Figure(what, text(after))
+    change = after - before
+    shown = f"{change:+.2f}{unit}" if unit else f"{change:+.3g}"
+    # A point is what people give away for a smaller model; half of one is within what training varies by.
+    is_good = True if change > 0 else (False if unit and change < -1 else None)
+    return Figure(what, text(after), text(before), shown, is_good)
+
+
+def _speed(run: RunData) -> Figure | None:
+    rows = measured(run)
+    if not rows or not rows[-1].latency:
+        return None
+    batch = min(rows[-1].latency, key=_as_size)
+    now, machine = rows[-1].latency[batch], machine_text(run)
+    note = f"batch {batch}, {_where(rows[-1])}" + (f"; {machine}" if machine else "")
+    before = rows[0].latency.get(batch) if len(rows) > 1 else None
+    if before is None:
+        return Figure("Latency", milliseconds_text(now), note=note)
+    factor = rows[-1].speedup.get(batch, before / now if now else 1.0)
+    change = times_text(factor, 1.0, "faster", "slower")
+    return Figure("Latency", milliseconds_text(now), milliseconds_text(before), change, _judged(factor), note)
+
+
+def _size(run: RunData) -> Figure | None:
+    rows = [row for row in measured(run) if row.file_bytes]
+    if len(rows) > 1 and rows[0].file_bytes and rows[-1].file_bytes:
+        before, now, note = rows[0].file_bytes, rows[-1].file_bytes, rows[-1].name
+    else:
+        model = _model(run)
+        found = finite(model["before"].get("bytes")), finite(model["after"].get("bytes"))
+        if found[0] is None or found[1] is None:
+            return None
+        before, now, note = found[0], found[1], "in memory, zeros stored as values"
+    change = times_text(before, now, "smaller", "larger")
+    return Figure("Size", bytes_text(now), bytes_text(before), change, _judged(before / now if now else 1.0), note)
+
+
+def _weights(run: RunData) -> Figure | None:
+    sparsity, model = finite(run.summary.get("total_sparsity")), _model(run)
+    before, now = finite(model["before"].get("parameters")), finite(model["after"].get("nonzero"))
+    if before is None or now is None:
+        return Figure("Sparsity", percent_text(sparsity), note="of the weights are zero") if sparsity else None
+    change = times_text(before, now, "fewer", "more")
+    note = f"{percent_text(sparsity)} of the weights are zero" if sparsity else ""
+    good = _judged(before / now if now else 1.0)
+    return Figure("Parameters that are not zero", count_text(now), count_text(before), change, good, note)
+
+
+def _macs(run: RunData) -> Figure | None:
+    model = _model(run)
+    before, now = finite(model["before"].get("macs")), finite(model["after"].get("macs"))
+    if before is None or now is None:
+        return None
+    change = times_text(before, now, "fewer", "more")
+    note = "multiply-accumulates of one input, zeros included"
+    return Figure("MACs", count_text(now), count_text(before), change, _judged(before / now if now else 1.0), note)
+
+
+def _judged(factor: float) -> bool | None:
+    return True if factor > 1.005 else False if factor < 0.95 else None
+
+
+def _where(row: Measured) -> str:
+    return ", ".join(part for part in (row.name, row.runtime, row.precision) if part)
+
+
+def _model(run: RunData) -> dict[str, Mapping[str, Any]]:
+    found = _mapping(run.summary.get("model"))
+    return {moment: _mapping(found.get(moment)) for moment in ("before", "after")}
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _numbers(value: Any) -> dict[str, float]:
+    return {str(key): number for key, one in _mapping(value).items() if (number := finite(one)) is not None}
+
+
+def _as_size(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return float("inf")

@@ -1,0 +1,272 @@
+"""The sections of one run (layer 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from html import escape
+from typing import Any
+
+from distiller_ng.reports.html.charts import Point, scatter_chart
+from distiller_ng.reports.html.figures import Measured, cards, headline, machine_text, measured
+from distiller_ng.reports.html.findings import findings, is_off_plan, warnings_box
+from distiller_ng.reports.html.parts import (
+    Cell,
+    bytes_text,
+    count_text,
+    details,
+    finite,
+    heading,
+    meter,
+    milliseconds_text,
+    pairs,
+    percent_text,
+    section,
+    slug,
+    table,
+)
+from distiller_ng.reports.html.pictures import (
+    activation_pictures,
+    against_plan,
+    timeline_picture,
+    training_charts,
+    weight_pictures,
+)
+from distiller_ng.reports.html.run_data import RunData
+
+__all__ = ["SECTIONS", "about", "pareto_charts", "result", "run_sections"]
+
+_FACTS = ("arch", "model_class", "dataset", "schedule")
+_NOT_FACTS = {*_FACTS, "status", "top1_before", "top1_after", "total_sparsity", "pruned_sparsity", "best"}
+_LONG = 40  # rows of a table that are shown at once
+
+
+def about(run: RunData) -> str:
+    """What was run: architecture, data set, schedule, length."""
+    parts = [str(run.summary[key]) for key in _FACTS if run.summary.get(key)]
+    done = run.summary.get("epochs_done")
+    if isinstance(done, int):
+        parts.append(f"{done} epoch{'s' * (done != 1)}")
+    seconds = finite(run.summary.get("seconds"))
+    if seconds:
+        parts.append(f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min")
+    return f'<p class="soft">{escape(" · ".join(parts))}</p>' if parts else ""
+
+
+def run_sections(run: RunData, level: int, prefix: str) -> list[tuple[str, str, str]]:
+    """``(title, anchor, html)`` of every section that has something to say; headings of ``level``."""
+    found = []
+    for title, make in SECTIONS.items():
+        anchor = slug(prefix, title)
+        html = section(level, title, make(run, level + 1), anchor)
+        if html:
+            found.append((title, anchor, html))
+    return found
+
+
+def result(run: RunData, level: int, prefix: str) -> str:
+    """Headline figures and warnings, which stand before the sections."""
+    found = findings(run)
+    box = warnings_box(found, level, slug(prefix, "warnings"))
+    calm = ""
+    if not found and run.summary.get("parameters"):
+        calm = '<p class="soft">No warnings: every pruned layer is as sparse as it was planned to be.</p>'
+    return cards(headline(run)) + (box or calm)
+
+
+# -- models ------------------------------------------------------------------------------------------------------------
+
+
+def _models(run: RunData, level: int) -> str:
+    rows = measured(run)
+    if not rows:
+        return ""
+    batches = list(dict.fromkeys(batch for row in rows for batch in row.latency))
+    columns = ["Model", "Runtime", "Precision", "Top-1"]
+    columns += [text for batch in batches for text in (f"Batch {batch}", "Speed-up")] + ["File", "Peak memory"]
+    cells = [_model_row(row, batches) for row in rows]
+    where = machine_text(run)
+    said = f'<p class="soft small">Measured on {escape(where)}, models in turn; times are medians.</p>' if where else ""
+    drawn = "".join(pareto_charts([(run, row) for row in rows], alone=True))
+    charts = f'<div class="charts">{drawn}</div>' if drawn else ""
+    numbers = range(3, len(columns))
+    return said + table(columns, cells, label="Models in their runtimes", numbers=numbers) + charts
+
+
+def _model_row(row: Measured, batches: list[str]) -> list[Any]:
+    cells: list[Any] = [row.name, row.runtime, row.precision, None if row.top1 is None else f"{row.top1:.2f} %"]
+    for batch in batches:
+        time, factor = row.latency.get(batch), row.speedup.get(batch)
+        cells += [None if time is None else milliseconds_text(time), None if factor is None else f"{factor:.2f}x"]
+    cells.append(None if row.file_bytes is None else bytes_text(row.file_bytes))
+    return [*cells, None if row.peak_memory is None else bytes_text(row.peak_memory)]
+
+
+def pareto_charts(rows: list[tuple[RunData, Measured]], *, alone: bool) -> list[str]:
+    """Accuracy against latency (at the smallest batch) and against file size; ``alone``: of one run, not named."""
+    batch = next((batch for _, row in rows for batch in row.latency), "")
+    fast = _points(rows, lambda row: row.latency.get(batch), milliseconds_text, alone)
+    small = _points(rows, lambda row: row.file_bytes and row.file_bytes / 1024, lambda x: bytes_text(1024 * x), alone)
+    label = f"milliseconds, batch {batch}"
+    return [
+        scatter_chart("Accuracy against latency", fast, x_label=label, y_label="top-1", unit="%"),
+        scatter_chart("Accuracy against file size", small, x_label="KiB", y_label="top-1", unit="%"),
+    ]
+
+
+def _points(
+    rows: list[tuple[RunData, Measured]],
+    cost: Callable[[Measured], float | None],
+    text: Callable[[float], str],
+    alone: bool,
+) -> list[Point]:
+    """Models with a top-1 and a cost."""
+    found = []
+    for run, row in rows:
+        x = cost(row)
+        if x is not None and row.top1 is not None:
+            label = row.name if alone else f"{run.name}: {row.name}"
+            found.append(Point(label, x, row.top1, f"{text(x)}, {row.top1:.2f} %"))
+    return found
+
+
+# -- training and plan -------------------------------------------------------------------------------------------------
+
+
+def _training(run: RunData, level: int) -> str:
+    return training_charts(run)
+
+
+def _plan(run: RunData, level: int) -> str:
+    drawn = timeline_picture(run) + against_plan(run)
+    return f'<div class="charts">{drawn}</div>' if drawn else ""
+
+
+# -- layers ------------------------------------------------------------------------------------------------------------
+
+
+def _layers(run: RunData, level: int) -> str:
+    rows = _layer_rows(run)
+    if not rows:
+        return ""
+    marked = [at for at, row in enumerate(rows) if is_off_plan(row)]
+    columns = ["Layer", "Shape", "Values", "Sparsity", "Planned", "Weight bits", "Activation bits", "Note"]
+    cells = [_layer_cells(row) for row in rows]
+    label, numbers = "Layers", (2, 3, 4, 5, 6)
+    note = ""
+    if marked:
+        note = '<p class="small">Highlighted: not as sparse as planned.</p>'
+    if len(rows) <= _LONG:
+        return note + table(columns, cells, label=label, numbers=numbers, marked=marked)
+    first = table(columns, cells[:_LONG], label=label, numbers=numbers, marked=[n for n in marked if n < _LONG])
+    late = [n - _LONG for n in marked if n >= _LONG]
+    rest = table(columns, cells[_LONG:], label="More layers", numbers=numbers, marked=late)
+    return note + first + details(f"{len(rows) - _LONG} more layers", rest)
+
+
+def _layer_rows(run: RunData) -> list[dict[str, Any]]:
+    """Layers with what was planned for them, pruned parameters without a row of their own, and bits of a file."""
+    planned = {str(row.get("name")): dict(row) for row in _mappings(run.summary.get("parameters"))}
+    rows: dict[str, dict[str, Any]] = {}
+    for row in _mappings(run.summary.get("layers")):
+        rows[str(row.get("name"))] = {**row, "achieved": row.get("sparsity"), **planned.pop(str(row.get("name")), {})}
+    rows |= planned
+    for name, layer in _quantized(run).items():
+        key = next((known for known in rows if known == name or known.rpartition(".")[0] == name), name)
+        row = rows.setdefault(key, {"name": name})
+        row["bits"] = finite(layer.get("Weight bits", layer.get("Weights"))) or row.get("bits")
+        row["activation_bits"] = finite(layer.get("Input bits", layer.get("Activations"))) or row.get("activation_bits")
+        row["note"] = layer.get("Why in floating point") or ""
+    return list(rows.values())
+
+
+def _quantized(run: RunData) -> dict[str, Mapping[str, Any]]:
+    """Layers of the file that was quantized, as they compute, else as they were quantized."""
+    export = run.quantization.get("export")
+    layers = _mappings(export.get("layers") if isinstance(export, Mapping) else None)
+    layers = layers or _mappings(run.quantization.get("layers"))
+    return {str(row.get("Name")): row for row in layers}
+
+
+def _layer_cells(row: Mapping[str, Any]) -> list[Any]:
+    shape = [size for size in row.get("shape") or () if isinstance(size, int)]
+    volume = 1
+    for size in shape:
+        volume *= size
+    achieved, planned = finite(row.get("achieved")), finite(row.get("planned"))
+    bits, activations = finite(row.get("bits")), finite(row.get("activation_bits"))
+    notes = ["not as planned"] if is_off_plan(row) else []
+    notes += [f"float: {row['note']}"] if row.get("note") else []
+    return [
+        str(row.get("name") or ""),
+        " × ".join(map(str, shape)),
+        count_text(volume) if shape else None,
+        None if achieved is None else meter(achieved),
+        None if planned is None else percent_text(planned),
+        None if bits is None else f"{bits:g}",
+        None if activations is None else f"{activations:g}",
+        Cell(f'<span class="bad">{escape("; ".join(notes))}</span>')
+        if notes[:1] == ["not as planned"]
+        else "; ".join(notes),
+    ]
+
+
+def _mappings(value: Any) -> list[Mapping[str, Any]]:
+    return [row for row in value if isinstance(row, Mapping)] if isinstance(value, list) else []
+
+
+# -- values ------------------------------------------------------------------------------------------------------------
+
+
+def _weights(run: RunData, level: int) -> str:
+    return weight_pictures(run)
+
+
+def _activations(run: RunData, level: int) -> str:
+    if run.activations:
+        return activation_pictures(run)
+    rows = [[name, *(f"{v[key]:.4g}" if key in v else None for key in ("min", "max", "mean", "std"))]
+            for name, v in run.ranges.items()]  # fmt: skip
+    columns = ["Layer", "Minimum", "Maximum", "Mean", "Deviation"]
+    return table(columns, rows, label="Ranges of activations", numbers=(1, 2, 3, 4)) if rows else ""
+
+
+# -- how it was made ---------------------------------------------------------------------------------------------------
+
+
+def _schedule(run: RunData, level: int) -> str:
+    return f'<pre tabindex="0">{escape(run.schedule)}</pre>' if run.schedule.strip() else ""
+
+
+def _reproduce(run: RunData, level: int) -> str:
+    command = run.environment.get("Command line", "")
+    if command.partition(" ")[0].endswith(".py"):
+        command = f"python {command}"
+    facts = {
+        key.replace("_", " "): value
+        for key, value in run.summary.items()
+        if key not in _NOT_FACTS and isinstance(value, str | int | float) and not isinstance(value, bool)
+    }
+    git = run.environment.get("Git", "")
+    parts = [f'<pre tabindex="0">{escape(command)}</pre>' if command else ""]
+    parts.append(f"<p>Code: {escape(git)}.</p>" if git.startswith("commit") else "")
+    if run.schedule.strip():
+        parts.append("<p>The schedule above is the file <code>schedule.yaml</code> of the run folder.</p>")
+    asked = {key: value for key, value in facts.items() if key not in ("epochs done", "seconds")}
+    if asked:
+        parts += [heading(level, "Settings"), pairs(asked, "Settings")]
+    rest = {name: value for name, value in run.environment.items() if name != "Command line" and value}
+    if rest:
+        parts += [heading(level, "Environment"), pairs(rest, "Environment")]
+    return "".join(parts)
+
+
+SECTIONS: Mapping[str, Callable[[RunData, int], str]] = {
+    "Models in their runtimes": _models,
+    "Training": _training,
+    "The plan": _plan,
+    "Layers": _layers,
+    "Weights": _weights,
+    "Activations": _activations,
+    "Schedule": _schedule,
+    "How to reproduce": _reproduce,
+}
