@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, ClassVar
 
 from distiller_ng.apputils.classifier_sensitivity import sensitivity_levels
@@ -14,6 +11,7 @@ from distiller_ng.cli._data import add_data_arguments, evaluation
 from distiller_ng.cli._models import add_model_arguments, required_model
 from distiller_ng.cli._numbers import whole
 from distiller_ng.cli._printing import add_json_argument, print_json
+from distiller_ng.cli._ranks import progress_of, ranks
 from distiller_ng.cli.base import COMMANDS, Command
 from distiller_ng.names import ALL_PRUNABLE
 from distiller_ng.ops.table import Table
@@ -69,11 +67,11 @@ class SensitivityCommand(Command):
         add_data_arguments(parser)
 
     def run(self, options: argparse.Namespace) -> int:
-        """Measure, write, print."""
+        """Measure, write, print; under ``torchrun`` the ranks share the measurements, and the first one writes."""
         levels = options.bits if options.group == "bits" else sensitivity_levels(*options.sense_range)
         given = required_model(options)
         measure = evaluation(options, given)
-        with _progress():
+        with ranks() as first, progress_of("distiller_ng.reports.sensitivity.analysis"):
             found = perform_sensitivity_analysis(
                 given.model,
                 options.params,
@@ -83,15 +81,20 @@ class SensitivityCommand(Command):
                 results_file=options.results_file,
                 processes=options.processes,
             )
-        if options.csv:
-            sensitivities_to_csv(found, options.csv)
-        if options.png:
-            sensitivities_to_png(found, options.png)
-        if options.json:
-            print_json({name: [[level, *scores] for level, scores in row.items()] for name, row in found.items()})
-        else:
-            sys.stdout.write(f"{_table(found)}\n")
+        if first:
+            _write(found, options)
         return 0
+
+
+def _write(found: dict[str, dict[float, tuple[float, float, float]]], options: argparse.Namespace) -> None:
+    if options.csv:
+        sensitivities_to_csv(found, options.csv)
+    if options.png:
+        sensitivities_to_png(found, options.png)
+    if options.json:
+        print_json({name: [[level, *scores] for level, scores in row.items()] for name, row in found.items()})
+    else:
+        sys.stdout.write(f"{_table(found)}\n")
 
 
 def _table(found: dict[str, dict[float, tuple[float, float, float]]]) -> Table:
@@ -99,17 +102,3 @@ def _table(found: dict[str, dict[float, tuple[float, float, float]]]) -> Table:
     levels = list(next(iter(found.values())))
     rows: list[tuple[Any, ...]] = [(name, *(f"{row[at][0]:.2f}" for at in levels)) for name, row in found.items()]
     return Table("Top-1 (%)", ("Parameter", *(f"{level:g}" for level in levels)), tuple(rows))
-
-
-@contextmanager
-def _progress() -> Iterator[None]:
-    """Progress with the remaining time to standard error."""
-    logger = logging.getLogger("distiller_ng.reports.sensitivity.analysis")
-    handler, level = logging.StreamHandler(), logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)

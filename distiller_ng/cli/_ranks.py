@@ -1,0 +1,54 @@
+"""Commands under ``torchrun``: every rank does its share, the first one prints and writes (layer 5)."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch.distributed as dist
+
+from distiller_ng.errors import ArgumentError
+
+__all__ = ["progress_of", "ranks"]
+
+
+@contextmanager
+def ranks() -> Iterator[bool]:
+    """A process group for the block where ``torchrun`` started this process; gives whether it is the first rank.
+
+    Only Python objects are exchanged, so gloo serves on every machine. Raises :class:`ArgumentError` where the ranks do
+    not find each other.
+    """
+    started = "RANK" in os.environ and "WORLD_SIZE" in os.environ
+    if not started or not dist.is_available() or dist.is_initialized():
+        yield True
+        return
+    try:
+        dist.init_process_group("gloo")
+    except (RuntimeError, ValueError) as error:
+        first = str(error).splitlines()[0]
+        raise ArgumentError(f"RANK and WORLD_SIZE are set, but the ranks do not find each other: {first}") from error
+    try:
+        yield dist.get_rank() == 0
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def progress_of(*names: str) -> Iterator[None]:
+    """What loggers of these names say goes to standard error, that of the first rank."""
+    handler = logging.StreamHandler()
+    loggers = [logging.getLogger(name) for name in names]
+    before = [logger.level for logger in loggers]
+    first = not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+    for logger in loggers if first else ():
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.removeHandler(handler)
+            logger.setLevel(level)
