@@ -10,10 +10,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from torch import nn
 
-from distiller_ng.cli._models import add_model_arguments, given_model
+from distiller_ng.apputils import classification_dataset_str_from_arch
+from distiller_ng.cli._data import Evaluation, OwnEvaluation, add_data_arguments, evaluation
+from distiller_ng.cli._models import GivenModel, add_model_arguments, given_model
 from distiller_ng.cli._numbers import above_zero, whole
 from distiller_ng.cli._printing import add_json_argument, print_json
+from distiller_ng.cli._run_dir import add_run_argument, given_run, keep_benchmark, top1_of
 from distiller_ng.cli.base import COMMANDS, Command
 from distiller_ng.errors import ArgumentError, DistillerError
 from distiller_ng.export import benchmark_model
@@ -33,7 +37,8 @@ class BenchmarkCommand(Command):
     example: ClassVar[str] = "distiller-ng benchmark fp32.onnx int8.onnx --input-shape 1,3,32,32 --batches 1 64"
 
     def configure(self, parser: argparse.ArgumentParser) -> None:
-        """``benchmark FILE... [model] [--batches N...] [--threads N] [--seconds S] [--no-memory] [--json]``."""
+        """``benchmark FILE... [model] [--batches N...] [--threads N] [--seconds S] [--no-memory]
+        [--evaluate FUNCTION | --top1] [--run RUN_DIR] [--json]``."""
         parser.add_argument("files", metavar="FILE", nargs="*", help=".onnx, .xml (OpenVINO) or .pt2 (torchao)")
         parser.add_argument(
             "--batches", type=whole(1), nargs="+", default=[1, 128], metavar="N", help="(default: 1 128)"
@@ -42,11 +47,19 @@ class BenchmarkCommand(Command):
         parser.add_argument("--seconds", type=above_zero, default=2.0, metavar="S", help="for each batch size (2)")
         parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="default: wall")
         parser.add_argument("--no-memory", action="store_true", help="do not measure memory: no processes are started")
+        parser.add_argument(
+            "--evaluate", metavar="PKG.MOD:FUNCTION", help="your own: accuracy(model) -> top-1 in percent, of each"
+        )
+        parser.add_argument("--top1", action="store_true", help="top-1 of each on the test images of --dataset")
+        add_run_argument(parser)
         add_json_argument(parser)
         add_model_arguments(parser)
+        add_data_arguments(parser)
 
     def run(self, options: argparse.Namespace) -> int:
         """Measure and print; the first one is what the others are compared with."""
+        folder = given_run(options)
+        measure = _measure(options)
         given = given_model(options)
         models: dict[str, Any] = {} if given is None else {given.name: given.model}
         for file in options.files:
@@ -71,11 +84,37 @@ class BenchmarkCommand(Command):
             clock=options.clock,
             memory=not options.no_memory,
         )
+        content = json.loads(result.to_json())
+        if measure is not None:
+            content["top1"] = {name: top1_of(measure, _running(one, options)) for name, one in models.items()}
         if options.json:
-            print_json(json.loads(result.to_json()))
+            print_json(content)
         else:
             sys.stdout.write(f"{result}\n")
+            for name, value in content.get("top1", {}).items():
+                sys.stdout.write(f"top-1 {value:6.2f} %  {name}\n")
+        if folder is not None:
+            path = keep_benchmark(folder, content)
+            if not options.json:
+                sys.stdout.write(f"kept in {path}\n")
         return 0
+
+
+def _measure(options: argparse.Namespace) -> Evaluation | OwnEvaluation | None:
+    """What measures top-1, if it is wanted: the user's function, or a data set, which needs no model then."""
+    if options.evaluate is None and not options.top1:
+        return None
+    dataset = options.dataset
+    if options.model is None and options.arch is None:
+        options.dataset = None
+    elif dataset is None and options.arch is not None:
+        dataset = classification_dataset_str_from_arch(options.arch)
+    return evaluation(options, GivenModel(nn.Identity(), "--top1", None, dataset))
+
+
+def _running(model: Any, options: argparse.Namespace) -> Any:
+    """A model as it is called: itself, or what a file runs in."""
+    return model if isinstance(model, nn.Module) else loaded(Path(model).expanduser(), options.threads)
 
 
 def _check_file(path: Path, threads: int) -> None:

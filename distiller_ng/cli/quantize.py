@@ -13,6 +13,7 @@ from distiller_ng.cli._data import Evaluation, OwnEvaluation, add_data_arguments
 from distiller_ng.cli._models import add_model_arguments, required_model
 from distiller_ng.cli._numbers import whole
 from distiller_ng.cli._printing import add_json_argument, print_json
+from distiller_ng.cli._run_dir import add_run_argument, given_run, keep_quantization
 from distiller_ng.cli.base import COMMANDS, Command
 from distiller_ng.cli.export import report_data
 from distiller_ng.errors import ArgumentError
@@ -49,12 +50,14 @@ class QuantizeCommand(Command):
         parser.add_argument("--samples", type=whole(1), default=512, metavar="N", help="to calibrate with (512)")
         parser.add_argument("--min-sqnr", type=float, metavar="DB", help="more bits for layers until this is met")
         parser.add_argument("--min-agreement", type=float, metavar="F", help="the same for equal top-1 decisions, 0..1")
+        add_run_argument(parser)
         add_json_argument(parser)
         add_model_arguments(parser)
         add_data_arguments(parser)
 
     def run(self, options: argparse.Namespace) -> int:
         """Quantize, write, and say what was done."""
+        folder = given_run(options)
         given = required_model(options)
         measure = None if options.evaluate is None else evaluation(options, given)
         quantized = quantize(
@@ -69,10 +72,13 @@ class QuantizeCommand(Command):
         )
         report = quantized.convert(options.to, options.output)
         accuracy = None if measure is None else _accuracy(measure, given.model, report.model)
+        steps = {"sqnr_db": quantized.sqnr_db, "agreement": quantized.agreement, "steps": list(quantized.steps)}
+        layers = quantized.layers.records()
+        content = {**steps, "layers": layers, "export": report_data(report), "accuracy": accuracy}
+        if folder is not None:
+            keep_quantization(folder, content)
         if options.json:
-            layers = quantized.layers.records()
-            steps = {"sqnr_db": quantized.sqnr_db, "agreement": quantized.agreement, "steps": list(quantized.steps)}
-            print_json({**steps, "layers": layers, "export": report_data(report), "accuracy": accuracy})
+            print_json(content)
         else:
             sys.stdout.write(f"{quantized.summary()}\n\n{report}\n")
             if accuracy is not None:

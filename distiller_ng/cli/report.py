@@ -20,10 +20,13 @@ class ReportCommand(Command):
     """
 
     help: ClassVar[str] = "write one HTML page about runs: accuracy, curves, layers, models in their runtimes"
+    example: ClassVar[str] = "distiller-ng report runs/dense runs/pruned -o report.html"
 
     def configure(self, parser: argparse.ArgumentParser) -> None:
         """``report RUN_DIR... [-o PATH] [--title TEXT]``."""
-        parser.add_argument("runs", metavar="RUN_DIR", nargs="+", help="folder of a run (it has a summary.json)")
+        parser.add_argument(
+            "runs", metavar="RUN_DIR", nargs="+", help="folder of a run: of the application, or of distiller.record_run"
+        )
         parser.add_argument("-o", "--output", metavar="PATH", default="report.html", help="default: report.html")
         parser.add_argument("--title", default="", help="heading of the page")
 

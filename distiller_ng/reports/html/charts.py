@@ -165,7 +165,7 @@ class Frame:
     def axes(self, x_label: str, y_label: str, unit: str = "") -> str:
         """Grid lines with numbers, and what the axes are."""
         parts = []
-        for value in ticks(self.low_y, self.high_y, 4):
+        for value in ticks(self.low_y, self.high_y):
             y = self.y(value)
             parts.append(f'<line class="gridline" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
             parts.append(f'<text text-anchor="end" x="{_LEFT - 6}" y="{y + 4:.1f}">{value:g}{escape(unit)}</text>')

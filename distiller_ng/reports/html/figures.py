@@ -10,10 +10,13 @@ from typing import Any
 from distiller_ng.reports.html.parts import bytes_text, count_text, finite, milliseconds_text, percent_text, times_text
 from distiller_ng.reports.html.run_data import RunData
 
-__all__ = ["Figure", "accuracies", "cards", "headline", "machine_text", "measured"]
+__all__ = ["NOISE", "Figure", "accuracies", "cards", "headline", "machine_text", "measured"]
 
 #: Results that stand for accuracy where there is no top-1, in the order in which they are looked for.
 _SCORES = ("Accuracy", "Top5", "Score", "F1", "f1", "mAP", "map")
+
+#: Times that differ by less mean nothing on a machine with other work.
+NOISE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +160,7 @@ def _speed(run: RunData) -> Figure | None:
         return Figure("Latency", milliseconds_text(now), note=note)
     factor = rows[-1].speedup.get(batch, before / now if now else 1.0)
     change = times_text(factor, 1.0, "faster", "slower")
-    return Figure("Latency", milliseconds_text(now), milliseconds_text(before), change, _judged(factor), note)
+    return Figure("Latency", milliseconds_text(now), milliseconds_text(before), change, _judged(factor, NOISE), note)
 
 
 def _size(run: RunData) -> Figure | None:
@@ -195,8 +198,8 @@ def _macs(run: RunData) -> Figure | None:
     return Figure("MACs", count_text(now), count_text(before), change, _judged(before / now if now else 1.0), note)
 
 
-def _judged(factor: float) -> bool | None:
-    return True if factor > 1.005 else False if factor < 0.95 else None
+def _judged(factor: float, tolerance: float = 0.005) -> bool | None:
+    return True if factor > 1 + tolerance else False if factor < 1 - tolerance else None
 
 
 def _where(row: Measured) -> str:

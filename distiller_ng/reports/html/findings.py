@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from distiller_ng.reports.html.figures import accuracies, measured
+from distiller_ng.reports.html.figures import NOISE, accuracies, measured
 from distiller_ng.reports.html.parts import finite, percent_text
 from distiller_ng.reports.html.run_data import RunData
 
@@ -92,7 +92,7 @@ def _of_accuracy(run: RunData) -> Iterable[Finding]:
         if reference and reference.top1 is not None and row.top1 is not None and reference.top1 - row.top1 > _DROP:
             text = f"{row.name} has {reference.top1 - row.top1:.2f} points of top-1 less than {reference.name}."
             yield Finding(text, True)
-        slower = {batch: factor for batch, factor in row.speedup.items() if factor < 0.95}
+        slower = {batch: factor for batch, factor in row.speedup.items() if factor < 1 - NOISE}
         for batch, factor in slower.items():
             yield Finding(f"{row.name} is slower than {rows[0].name} at batch {batch}: {1 / factor:.2f}x the time.")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 
@@ -33,6 +34,7 @@ def write_html_report(
         raise ArgumentError("a report needs the folder of at least one run", argument=("runs",))
     if Path(output).is_dir():
         raise ArgumentError(f"{os.fspath(output)} is a folder: name the file to write", argument=("output",))
+    found = _told_apart(found)
     heading = title or (found[0].name if len(found) == 1 else f"{len(found)} runs compared")
     body = _one(found[0], heading) if len(found) == 1 else _several(found, heading)
     head = (
@@ -43,6 +45,12 @@ def write_html_report(
         f'<!DOCTYPE html>\n<html lang="en"><head>{head}<style>{STYLE}</style></head>\n<body>\n{body}\n</body></html>\n'
     )
     return write_text_atomically(output, page)
+
+
+def _told_apart(runs: Sequence[RunData]) -> list[RunData]:
+    """Runs of the same name in different folders are called by their paths."""
+    names = [run.name for run in runs]
+    return [replace(run, name=run.path) if run.path and names.count(run.name) > 1 else run for run in runs]
 
 
 def _one(run: RunData, heading: str) -> str:

@@ -96,7 +96,7 @@ a { color: var(--link); }
 nav ul { list-style: none; display: flex; flex-wrap: wrap; gap: 0.1rem 1.1rem; padding: 0; margin: 0.9rem 0 0;
   font-size: 0.92rem; }
 nav a { display: inline-block; padding: 0.3rem 0; }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 12.5rem), 1fr)); gap: 0.8rem;
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 16.5rem), 1fr)); gap: 0.8rem;
   margin: 1.3rem 0 0.5rem; padding: 0; list-style: none; }
 .card { background: var(--card); border-radius: 0.75rem; padding: 0.9rem 1.1rem 1rem; }
 .card .what { color: var(--soft); font-size: 0.88rem; font-weight: 600; display: block; }
@@ -126,7 +126,8 @@ tr.off td, tr.off th { background: var(--warn-page); }
 .meter { display: inline-block; width: 4.5rem; height: 0.5rem; border-radius: 0.25rem; background: var(--rule);
   margin-right: 0.5rem; vertical-align: 0.05rem; overflow: hidden; }
 .meter i { display: block; height: 100%; background: var(--c0); }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); gap: 1.2rem 1.4rem;
+.charts { display: grid; margin-top: 1.2rem; gap: 1.2rem 1.4rem;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr));
   align-items: start; }
 figure { margin: 0; min-width: 0; }
 figcaption { font-weight: 600; font-size: 0.95rem; margin-bottom: 0.35rem; }
