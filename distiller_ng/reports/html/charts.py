@@ -14,7 +14,7 @@ from distiller_ng.reports.html.style import SERIES
 __all__ = ["Frame", "Line", "Point", "figure", "legend", "line_chart", "scatter_chart", "ticks"]
 
 _WIDTH, _HEIGHT = 400, 240
-_LEFT, _RIGHT, _TOP, _BOTTOM = 54, 14, 14, 40
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 14, 14, 40
 _DASHES = ("", "7 4", "2 3")
 _MOST_POINTS = 400  # more cannot be told apart
 

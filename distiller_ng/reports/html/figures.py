@@ -155,12 +155,20 @@ def _speed(run: RunData) -> Figure | None:
     batch = min(rows[-1].latency, key=_as_size)
     now, machine = rows[-1].latency[batch], machine_text(run)
     note = f"batch {batch}, {_where(rows[-1])}" + (f"; {machine}" if machine else "")
-    before = rows[0].latency.get(batch) if len(rows) > 1 else None
-    if before is None:
+    base = _baseline(rows, batch)
+    if base is None:
         return Figure("Latency", milliseconds_text(now), note=note)
-    factor = rows[-1].speedup.get(batch, before / now if now else 1.0)
-    change = times_text(factor, 1.0, "faster", "slower")
+    before = base.latency[batch]
+    factor = before / now if now else 1.0
+    change, note = times_text(factor, 1.0, "faster", "slower"), f"{note}; before: {_where(base)}"
     return Figure("Latency", milliseconds_text(now), milliseconds_text(before), change, _judged(factor, NOISE), note)
+
+
+def _baseline(rows: list[Measured], batch: str) -> Measured | None:
+    """What the last row is compared with: the first in the same runtime, so that a runtime's gain is not claimed."""
+    others = [row for row in rows[:-1] if row.latency.get(batch)]
+    same = [row for row in others if row.runtime == rows[-1].runtime]
+    return next(iter(same or others), None)
 
 
 def _size(run: RunData) -> Figure | None:
