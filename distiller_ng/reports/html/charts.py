@@ -84,7 +84,7 @@ def line_chart(
     if not shown:
         return ""
     flat = [point for line in shown for point in line.points if _is_finite(point)]
-    frame = Frame(flat, low=low, high=high)
+    frame = Frame(flat, low=low, high=high, unit=unit)
     drawn = [frame.axes(x_label, y_label, unit), *(_drawn(line, frame) for line in shown)]
     return figure(title, "".join(drawn), _described(shown, unit, x_label), legend(shown))
 
@@ -97,7 +97,7 @@ def scatter_chart(title: str, points: Sequence[Point], *, x_label: str, y_label:
     known = [point for point in points if math.isfinite(point.x) and math.isfinite(point.y)]
     if len(known) < 2:
         return ""
-    frame = Frame([(point.x, point.y) for point in known], margin=0.12)
+    frame = Frame([(point.x, point.y) for point in known], margin=0.12, unit=unit)
     front = _front(known)
     path = " ".join(f"{frame.x(point.x):.1f},{frame.y(point.y):.1f}" for point in front)
     parts = [frame.axes(x_label, y_label, unit), f'<polyline class="front" points="{path}"/>']
@@ -149,10 +149,13 @@ class Frame:
         *,
         low: float | None = None,
         high: float | None = None,
+        unit: str = "",
     ) -> None:
         self.low_x, self.high_x = _widened([x for x, _ in points], margin)
         ys = [y for _, y in points] + [end for end in (low, high) if end is not None]
         self.low_y, self.high_y = _widened(ys, max(margin, 0.05))
+        if unit == "%" and max(ys) <= 100:
+            self.high_y = min(self.high_y, 100 + 0.05 * (100 - self.low_y))
 
     def x(self, value: float) -> float:
         """Where ``value`` is from the left."""
@@ -170,9 +173,10 @@ class Frame:
             parts.append(f'<line class="gridline" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
             parts.append(f'<text text-anchor="end" x="{_LEFT - 6}" y="{y + 4:.1f}">{value:g}{escape(unit)}</text>')
         for value in ticks(self.low_x, self.high_x, 6):
-            parts.append(
-                f'<text text-anchor="middle" x="{self.x(value):.1f}" y="{_HEIGHT - _BOTTOM + 16}">{value:g}</text>'
-            )
+            x = self.x(value)
+            anchor = "end" if x > _WIDTH - 24 else "middle"  # so that it ends within the picture
+            place = f'x="{x if anchor == "middle" else _WIDTH - 4:.1f}" y="{_HEIGHT - _BOTTOM + 16}"'
+            parts.append(f'<text text-anchor="{anchor}" {place}>{value:g}</text>')
         middle = (_LEFT + _WIDTH - _RIGHT) / 2
         parts.append(f'<text text-anchor="middle" x="{middle}" y="{_HEIGHT - 7}">{escape(x_label)}</text>')
         if y_label:
@@ -249,7 +253,7 @@ def _front(points: Sequence[Point]) -> list[Point]:
 def _widened(values: Sequence[float], margin: float) -> tuple[float, float]:
     low, high = min(values), max(values)
     if high == low:
-        spread = abs(low) * 0.1 or 1.0
+        spread = abs(low) * 0.02 or 1.0
         return low - spread, high + spread
     spread = (high - low) * margin
     return low - spread, high + spread
