@@ -23,7 +23,7 @@ from distiller_ng.reports.size_and_speed import size_and_speed
 
 __all__ = ["Rehearsed", "check_text", "rehearsal_windows", "rehearse", "rounded_parameters", "speed_ratio"]
 
-_ROUNDS = 15
+_MILLISECONDS = 2000.0
 
 
 @dataclass(frozen=True)
@@ -79,13 +79,19 @@ def rounded_parameters(model: nn.Module, bits: int) -> tuple[dict[str, int], boo
     rows = QuantAwareTrainRangeLinearQuantizer(made, SGD(made.parameters(), lr=0.1), **options).plan().rows
     index = ParameterIndex(made)
     names = {index.find(f"{row.module}.weight" if row.module else "weight") for row in rows if row.weights is not None}
-    modules = [row for row in rows if row.activations is not None and row.type != "(input)"]
+    modules = [row for row in rows if row.activations is not None and row.module != "(inputs)"]
     return {name: bits for name in index if name in names}, bool(modules)
 
 
 def speed_ratio(model: nn.Module, small: nn.Module, inputs: ExampleInputs) -> float:
-    """Time of a forward pass of ``small`` over that of ``model``: medians of runs in turns, batch 1, in PyTorch."""
-    first, second = size_and_speed({"now": model, "then": small}, inputs, batches=(1,), rounds=_ROUNDS)
+    """Time of a forward pass of ``small`` over that of ``model``, batch 1, in PyTorch: medians of runs in turns.
+
+    As many runs as fit into about two seconds, from 9 to 99.
+    """
+    both = {"now": model, "then": small}
+    once = sum(figures.latency[1] for figures in size_and_speed(both, inputs, batches=(1,), rounds=3))
+    rounds = min(max(int(_MILLISECONDS / max(once, 1e-3)), 9), 99)
+    first, second = size_and_speed(both, inputs, batches=(1,), rounds=rounds)
     return second.latency[1] / first.latency[1]
 
 

@@ -135,16 +135,32 @@ def measured_sensitivity(
     """
     test = evaluate or OutputError(candidates.model, candidates.example_inputs, seed=seed)
     began = time.monotonic()
-    whole = as_scores(test(model=candidates.model))
+    whole = _first_scores(test, candidates.model)
     one = time.monotonic() - began
     fit = max(1, int(seconds * processes / max(one * len(units), 1e-9)))
     wanted = sorted(sorted(set(levels)), key=lambda level: (abs(level - 0.5), -level))
     chosen = tuple(sorted(wanted[:fit]))
     about = one * len(units) * len(chosen) / processes
-    logger.info("measuring %d layers at %d levels (about %.0f s) ...", len(units), len(chosen), about)
+    what = f"{_counted(len(units), 'layer')} at {_counted(len(chosen), 'level')}"
+    logger.info("measuring %s (about %.0f s) ...", what, about)
     scores = _measure(candidates, units, test, chosen, processes)
     metric = "output error" if evaluate is None else _metric(whole, scores)
     return Sensitivity(scores, whole, metric, chosen, tuple(sorted(set(levels) - set(chosen))))
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _first_scores(test: Any, model: nn.Module) -> Scores:
+    found = test(model=model)
+    try:
+        return as_scores(found)
+    except ArgumentError:
+        message = (
+            f"evaluate(model) must return top-1 and top-5 in percent and the loss, like 93.1, 99.8, 0.25; got {found!r}"
+        )
+        raise ArgumentError(message, argument=("evaluate",)) from None
 
 
 def _metric(whole: Scores, scores: Mapping[str, Mapping[float, Scores]]) -> str:

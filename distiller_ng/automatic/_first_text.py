@@ -28,7 +28,8 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Sheet:
-    """Everything the text says. ``batch_norms``: whether the model has any whose statistics can be frozen."""
+    """Everything the text says. ``batch_norms``: whether the model has any whose statistics can be frozen;
+    ``activations``: any modules whose outputs can be rounded."""
 
     technique: Technique
     windows: Windows
@@ -37,6 +38,7 @@ class Sheet:
     papers: Mapping[str, str] = field(default_factory=dict)
     rounded: str = ""
     batch_norms: bool = False
+    activations: bool = True
 
     @property
     def levels(self) -> dict[float, list[Entry]]:
@@ -143,17 +145,22 @@ extensions:
     thinning_func_str: remove_filters"""
 
 
+_ENDS = "The first and the last layer get 8 bits too: that is what they keep where others have 4 [Esser]."
+
+
 def _quantizer(sheet: Sheet) -> str:
+    what = "weights and activations are rounded" if sheet.activations else "weights are rounded"
     return "\n".join(
         [
-            "# 8 BITS: weights and activations are rounded while the model trains, so that it learns to live with it",
-            "# [Jacob]. The first and the last layer get them too: 8 is what they keep where others have 4 [Esser].",
+            _comment(
+                [f"8 BITS: {what} while the model trains, so that it learns to live with it [Jacob]. {_ENDS}"], ""
+            ),
             *([_comment([sheet.rounded], "")] if sheet.rounded else []),
             "quantizers:",
             "  int8:",
             "    class: QuantAwareTrainRangeLinearQuantizer",
             "    bits_weights: 8",
-            "    bits_activations: 8",
+            f"    bits_activations: {'8' if sheet.activations else 'null'}",
             "    per_channel_wts: true       # a scale for each filter; depthwise layers need it [Krishnamoorthi]",
             "    mode: {weights: SYMMETRIC_RESTRICTED, activations: ASYMMETRIC_UNSIGNED}   # what x86 runs fastest",
         ]
@@ -210,10 +217,14 @@ def _prune_words(windows: Windows) -> str:
 def _quantize_policy(sheet: Sheet) -> list[str]:
     windows = sheet.windows
     start, freeze = windows.quantize, windows.freeze
-    still = "ranges and batch norms" if sheet.batch_norms else "ranges"
-    norms = f", freeze_bn_epoch: {freeze}" if sheet.batch_norms else ""
+    frozen = {
+        "ranges": ("disable_observer_epoch", sheet.activations),
+        "batch norms": ("freeze_bn_epoch", sheet.batch_norms),
+    }
+    still = " and ".join(what for what, (_, there) in frozen.items() if there)
+    settings = ", ".join(f"{key}: {freeze}" for key, there in frozen.values() if there)
     lines = [f"  # From epoch {start} on everything is rounded."]
-    if freeze is None:
+    if freeze is None or not settings:
         lines.append("  - quantizer: {instance_name: int8}")
     else:
         lines[0] = (
@@ -223,7 +234,7 @@ def _quantize_policy(sheet: Sheet) -> list[str]:
         lines += [
             "  - quantizer:",
             "      instance_name: int8",
-            f"      args: {{disable_observer_epoch: {freeze}{norms}}}",
+            f"      args: {{{settings}}}",
         ]
     return [*lines, f"    starting_epoch: {start}", f"    ending_epoch: {windows.epochs}", "    frequency: 1"]
 

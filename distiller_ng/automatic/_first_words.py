@@ -9,7 +9,7 @@ from torch import nn
 
 from distiller_ng.automatic._first_layers import PAPERS, Unit
 from distiller_ng.automatic._first_planning import Plan
-from distiller_ng.automatic._first_target import BUDGETS
+from distiller_ng.automatic._first_target import BUDGETS, Technique
 from distiller_ng.automatic._first_text import Entry, Sheet, schedule_text
 
 __all__ = ["sheet_of"]
@@ -20,7 +20,13 @@ def sheet_of(plan: Plan, model_name: str) -> Sheet:
     entries = [Entry(unit.name, plan.levels.get(unit.name, 0.0), _comment(plan, unit)) for unit in plan.units]
     header = _header(plan, model_name)
     sheet = Sheet(
-        plan.technique, plan.windows, entries, header, rounded=_rounded(plan), batch_norms=_has_batch_norms(plan.model)
+        plan.technique,
+        plan.windows,
+        entries,
+        header,
+        rounded=_rounded(plan),
+        batch_norms=_has_batch_norms(plan.model),
+        activations=plan.activations,
     )
     return replace(sheet, papers=_papers(sheet))
 
@@ -114,16 +120,28 @@ def _usage(plan: Plan) -> list[str]:
         "          optimizer.zero_grad()",
         "          scheduler.backward(criterion(model(images), labels))",
         "          optimizer.step()",
+        _afterwards(plan.technique),
         "All numbers are yours to change: distiller-ng lint checks the file, distiller-ng plan shows what it will do.",
     ]
+
+
+def _afterwards(technique: Technique) -> str:
+    """How what was promised becomes a file."""
+    save = "Afterwards save a checkpoint (distiller_ng.checkpoint.save_checkpoint)"
+    to, what = "onnx", "writes the small model, and distiller-ng benchmark measures it"
+    if technique.bits != 32:
+        what = "writes it with integers (--to packed: the smallest file)"
+    elif technique.group == "element":
+        to, what = "sparse", "writes a file without the zeros (its header of some kB comes on top of the bytes above)"
+    return f"{save}: distiller-ng export --to {to} --checkpoint FILE ... {what}."
 
 
 def _rounded(plan: Plan) -> str:
     if plan.activations:
         return ""
     return (
-        "NOTE: activations are rounded where the model has activation modules (nn.ReLU ...). This one has none, so "
-        "only its weights and its input are: write nn.ReLU() in place of torch.relu() for the rest."
+        "Only weights: outputs can be rounded where the model has activation modules (nn.ReLU ...), and this one has "
+        "none. Write nn.ReLU() in place of torch.relu(), and run init again, for the rest."
     )
 
 
