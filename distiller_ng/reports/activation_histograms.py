@@ -158,7 +158,7 @@ def collected_histograms(path: str | os.PathLike[str]) -> list[tuple[str, int | 
 def _read(path: str | os.PathLike[str]) -> Mapping[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, AttributeError) as error:
         raise CalibrationError(f"{os.fspath(path)} is no file of histograms: {error}") from error
     if not isinstance(content, Mapping):
         raise CalibrationError(f"{os.fspath(path)} is no file of histograms: it holds a {type(content).__name__}")

@@ -9,7 +9,7 @@ from html import escape
 from typing import Any
 
 from distiller_ng.reports.html.figures import NOISE, accuracies, measured
-from distiller_ng.reports.html.parts import finite, percent_text
+from distiller_ng.reports.html.parts import finite, mappings, percent_text, shape_of
 from distiller_ng.reports.html.run_data import RunData
 
 __all__ = ["Finding", "findings", "is_off_plan", "warnings_box"]
@@ -57,7 +57,7 @@ def is_off_plan(row: Mapping[str, Any]) -> bool:
     planned, achieved = finite(row.get("planned")), finite(row.get("achieved"))
     if planned is None or achieved is None:
         return False
-    shape = [size for size in row.get("shape") or () if isinstance(size, int) and size > 0]
+    shape = [size for size in shape_of(row) if size]
     tolerance = max(_OFF, 1.5 / max(math.prod(shape), 1))
     if len(shape) > 1:
         filters = achieved * shape[0]
@@ -98,7 +98,7 @@ def _of_accuracy(run: RunData) -> Iterable[Finding]:
 
 
 def _of_the_plan(run: RunData) -> Iterable[Finding]:
-    rows = [row for row in run.summary.get("parameters") or [] if isinstance(row, Mapping)]
+    rows = mappings(run.summary.get("parameters"))
     off = [row for row in rows if is_off_plan(row)]
     if not off:
         return

@@ -15,11 +15,13 @@ __all__ = [
     "details",
     "finite",
     "heading",
+    "mappings",
     "meter",
     "milliseconds_text",
     "pairs",
     "percent_text",
     "section",
+    "shape_of",
     "slug",
     "table",
     "times_text",
@@ -44,6 +46,17 @@ def finite(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return float(value)
+
+
+def mappings(value: Any) -> list[Mapping[str, Any]]:
+    """The mappings of a list from a file; anything else is left out."""
+    return [one for one in value if isinstance(one, Mapping)] if isinstance(value, list) else []
+
+
+def shape_of(row: Mapping[str, Any]) -> list[int]:
+    """The sizes of a row's ``shape``; empty where it has none."""
+    sizes = row.get("shape")
+    return [one for one in sizes if type(one) is int and one >= 0] if isinstance(sizes, list) else []
 
 
 def bytes_text(value: float) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
 from distiller_ng.reports.html.charts import Line, figure, line_chart, ticks
-from distiller_ng.reports.html.parts import count_text, details, finite
+from distiller_ng.reports.html.parts import count_text, details, finite, mappings, shape_of
 from distiller_ng.reports.html.run_data import Bars, Curve, RunData
 from distiller_ng.reports.html.style import SERIES
 
@@ -71,7 +72,7 @@ def _sparsity_lines(run: RunData) -> list[Line]:
 def timeline_picture(run: RunData) -> str:
     """When each policy was to act, as bars over the epochs; empty text without a plan."""
     timeline = _part(run, "timeline")
-    rows = [row for row in timeline.get("policies") or [] if isinstance(row, Mapping)]
+    rows = mappings(timeline.get("policies"))
     epochs = finite(timeline.get("epochs"))
     if not rows or not epochs:
         return ""
@@ -121,10 +122,10 @@ def _spans(row: Mapping[str, Any]) -> str:
 
 def against_plan(run: RunData) -> str:
     """Planned and achieved sparsity over the epochs, for each group of parameters with a plan of its own."""
-    sizes = {str(row.get("name")): _volume(row.get("shape")) for row in run.summary.get("layers") or []}
+    sizes = {str(row.get("name")): math.prod(shape_of(row)) for row in mappings(run.summary.get("layers"))}
     lines: list[Line] = []
-    for policy in _part(run, "plan").get("policies") or []:
-        for curve in policy.get("curves") or []:
+    for policy in mappings(_part(run, "plan").get("policies")):
+        for curve in mappings(policy.get("curves")):
             planned = _points(curve.get("values"))
             achieved = _mean(run, [str(name) for name in curve.get("parameters") or []], sizes)
             if curve.get("of") == "sparsity" and planned and achieved and len(lines) < 2 * _MOST_GROUPS:
@@ -232,13 +233,6 @@ def _points(value: Any) -> Curve:
         if isinstance(pair, list) and len(pair) == 2 and all(finite(one) is not None for one in pair):
             found.append((float(pair[0]), float(pair[1])))
     return found
-
-
-def _volume(shape: Any) -> int:
-    size = 1
-    for one in shape if isinstance(shape, list) else []:
-        size *= int(one)
-    return size
 
 
 def _cut(text: str, length: int) -> str:

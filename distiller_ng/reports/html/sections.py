@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from html import escape
 from typing import Any
@@ -16,11 +17,13 @@ from distiller_ng.reports.html.parts import (
     details,
     finite,
     heading,
+    mappings,
     meter,
     milliseconds_text,
     pairs,
     percent_text,
     section,
+    shape_of,
     slug,
     table,
 )
@@ -165,9 +168,9 @@ def _layers(run: RunData, level: int) -> str:
 
 def _layer_rows(run: RunData) -> list[dict[str, Any]]:
     """Layers with what was planned for them, pruned parameters without a row of their own, and bits of a file."""
-    planned = {str(row.get("name")): dict(row) for row in _mappings(run.summary.get("parameters"))}
+    planned = {str(row.get("name")): dict(row) for row in mappings(run.summary.get("parameters"))}
     rows: dict[str, dict[str, Any]] = {}
-    for row in _mappings(run.summary.get("layers")):
+    for row in mappings(run.summary.get("layers")):
         rows[str(row.get("name"))] = {**row, "achieved": row.get("sparsity"), **planned.pop(str(row.get("name")), {})}
     rows |= planned
     for name, layer in _quantized(run).items():
@@ -182,16 +185,13 @@ def _layer_rows(run: RunData) -> list[dict[str, Any]]:
 def _quantized(run: RunData) -> dict[str, Mapping[str, Any]]:
     """Layers of the file that was quantized, as they compute, else as they were quantized."""
     export = run.quantization.get("export")
-    layers = _mappings(export.get("layers") if isinstance(export, Mapping) else None)
-    layers = layers or _mappings(run.quantization.get("layers"))
+    layers = mappings(export.get("layers") if isinstance(export, Mapping) else None)
+    layers = layers or mappings(run.quantization.get("layers"))
     return {str(row.get("Name")): row for row in layers}
 
 
 def _layer_cells(row: Mapping[str, Any]) -> list[Any]:
-    shape = [size for size in row.get("shape") or () if isinstance(size, int)]
-    volume = 1
-    for size in shape:
-        volume *= size
+    shape = shape_of(row)
     achieved, planned = finite(row.get("achieved")), finite(row.get("planned"))
     bits, activations = finite(row.get("bits")), finite(row.get("activation_bits"))
     notes = ["not as planned"] if is_off_plan(row) else []
@@ -199,7 +199,7 @@ def _layer_cells(row: Mapping[str, Any]) -> list[Any]:
     return [
         str(row.get("name") or ""),
         " × ".join(map(str, shape)),
-        count_text(volume) if shape else None,
+        count_text(math.prod(shape)) if shape else None,
         None if achieved is None else meter(achieved),
         None if planned is None else percent_text(planned),
         None if bits is None else f"{bits:g}",
@@ -208,10 +208,6 @@ def _layer_cells(row: Mapping[str, Any]) -> list[Any]:
         if notes[:1] == ["not as planned"]
         else "; ".join(notes),
     ]
-
-
-def _mappings(value: Any) -> list[Mapping[str, Any]]:
-    return [row for row in value if isinstance(row, Mapping)] if isinstance(value, list) else []
 
 
 # -- values ------------------------------------------------------------------------------------------------------------
