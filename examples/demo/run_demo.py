@@ -1,14 +1,16 @@
 """The demonstration behind ``make demo``: real digits, a small network, and what compressing it really gains.
 
-First single weights are pruned to 90 % while the network trains. Then, from the same start, whole filters are pruned
-to a budget and physically removed. The small network is quantized, all three are written as ONNX files, and measured in
-ONNX Runtime. It ends with one page that shows both runs, ``report.html``.
+It opens with a plan: what the last schedule will do, and when. Then a network is trained dense; a second one is pruned
+to 90 % zeros while it trains; and a third one loses whole filters until 30 % of its multiply-accumulates are left, for
+good, while it learns from the dense one. That small network is quantized; dense, small and quantized networks are
+written as ONNX files and measured in ONNX Runtime. It ends with one page that shows all three runs, ``report.html``.
 
-Everything it does can be done by hand. It calls the example application with fixed arguments,
+Everything it does can be done by hand: ``distiller-ng plan``, then the example application with fixed arguments,
 
     python examples/classifier_compression/compress_classifier.py --arch digits_cnn --dataset digits
         --compress schedules/agp_digits_cnn.yaml --epochs 24 --batch-size 64 --lr 0.05 --deterministic
-    (and the same with schedules/structured/groups_macs_thinned_digits_cnn.yaml)
+    (without --compress for the dense one; for the small one with --compress examples/demo/distilled_student.yaml
+    --kd-teacher digits_cnn --kd-resume CHECKPOINT, the dense one's)
 
 then ``distiller_ng.quantize``, ``export_model``, ``benchmark_model`` and ``distiller-ng report``.
 """
@@ -17,6 +19,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,10 +33,12 @@ from distiller_ng import benchmark_model, export_model, quantize  # noqa: E402
 from distiller_ng.apputils.guard import run_guarded  # noqa: E402
 from distiller_ng.apputils.image_classifier import init_classifier_compression_arg_parser  # noqa: E402
 from distiller_ng.checkpoint import load_model, save_checkpoint  # noqa: E402
+from distiller_ng.config import file_config  # noqa: E402
 from distiller_ng.models import create_model  # noqa: E402
 from distiller_ng.ops.files import write_text_atomically  # noqa: E402
-from distiller_ng.reports import size_and_speed, size_and_speed_tbl  # noqa: E402
+from distiller_ng.reports import schedule_plan, schedule_timeline, size_and_speed, size_and_speed_tbl  # noqa: E402
 from distiller_ng.reports.html import write_html_report  # noqa: E402
+from distiller_ng.reports.schedule_plan import notes_text  # noqa: E402
 
 COMMON = (
     *("--arch", "digits_cnn", "--dataset", "digits"),
@@ -41,15 +46,32 @@ COMMON = (
     *("--print-freq", "100"),
 )
 SCHEDULES = {
-    "demo": ROOT / "schedules" / "agp_digits_cnn.yaml",
-    "demo_thinned": ROOT / "schedules" / "structured" / "groups_macs_thinned_digits_cnn.yaml",
+    "demo_pruned": ROOT / "schedules" / "agp_digits_cnn.yaml",
+    "demo_student": ROOT / "examples" / "demo" / "distilled_student.yaml",
 }
+#: 1,294 training images in batches of 64.
+STEPS_PER_EPOCH = 21
 
 
-def compress(name: str, more: list[str]):
-    """One run of the application; the finished application."""
+def train(name: str, more: list[str]):
+    """One run of the application, with the schedule of its name if there is one; the finished application."""
     parser = example_parser.add_cmdline_args(init_classifier_compression_arg_parser(include_ptq_lapq_args=True))
-    return run(parser.parse_args([*COMMON, "--compress", str(SCHEDULES[name]), "--name", name, *more]))
+    schedule = ["--compress", str(SCHEDULES[name])] if name in SCHEDULES else []
+    return run(parser.parse_args([*COMMON, *schedule, "--name", name, *more]))
+
+
+def plan():
+    """Print what the student's schedule will do to it; its timeline, to be drawn."""
+    model = new_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    example, teachers = (torch.zeros(1, 1, 8, 8),), {"digits_cnn": new_model()}
+    scheduler = file_config(model, optimizer, SCHEDULES["demo_student"], example_inputs=example, teachers=teachers)
+    planned = schedule_plan(scheduler, STEPS_PER_EPOCH, predict=True)
+    timeline = schedule_timeline(scheduler, STEPS_PER_EPOCH, optimizer=optimizer, plan=planned)
+    is_unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    drawn = timeline.text(ascii_only=not is_unicode)
+    print("\n\n".join(["The plan, before anything is trained:", planned.table(), drawn, notes_text(planned.notes)]))
+    return timeline
 
 
 def new_model():
@@ -64,47 +86,53 @@ def top1_of(model, loader) -> float:
     return 100 * float(torch.cat(right).mean())
 
 
-def to_integers(app, thinned) -> tuple[dict[str, Path], dict[str, float]]:
-    """ONNX files of the dense, the thinned and the quantized network, and top-1 of each, from the file where possible.
-
-    The dense network's file has untrained weights, which its size and speed do not depend on; its top-1 is that of
-    the training before pruning.
-    """
+def to_integers(app, dense, thinned) -> tuple[dict[str, Path], dict[str, float]]:
+    """ONNX files of the dense, the thinned and the quantized network, and top-1 of each, as the files compute."""
     _, calibration, tests = app.load_datasets()
     images = next(iter(calibration))[0]
     folder = Path(app.logdir)
     files = {name: folder / f"{name.replace(' ', '_')}.onnx" for name in ("fp32", "pruned", "pruned int8")}
-    export_model(new_model(), "onnx", images, files["fp32"])
+    full = export_model(dense, "onnx", images, files["fp32"])
     pruned = export_model(thinned, "onnx", images, files["pruned"])
     quantized = quantize(thinned, calibration)
     print(f"\n{quantized.summary()}")
     integers = quantized.convert("onnx", files["pruned int8"], dummy_input=images)
     print(f"\n{integers}")
-    top1 = {"fp32": app.results.before.top1}
-    top1 |= {"pruned": top1_of(pruned.model, tests), "pruned int8": top1_of(integers.model, tests)}
+    models = {"fp32": full.model, "pruned": pruned.model, "pruned int8": integers.model}
+    top1 = {name: top1_of(model, tests) for name, model in models.items()}
     return files, top1
 
 
 def demo() -> None:
-    """Both runs, what the second one's model gained, in floating point and as integers, and the report."""
+    """The plan, three runs, what the last one's model gained, in floating point and as integers, and the report."""
     more = sys.argv[1:]
-    first = compress("demo", more)
-    app = compress("demo_thinned", more)
-    path = save_checkpoint(app.args.epochs - 1, "digits_cnn", app.model, name="thinned", dir=app.logdir)
+    started = time.perf_counter()
+    timeline = plan()
+    teacher = train("demo_dense", more)
+    pruned = train("demo_pruned", more)
+    weights = Path(teacher.logdir, "demo_dense_checkpoint.pth.tar")
+    app = train("demo_student", ["--kd-teacher", "digits_cnn", "--kd-resume", str(weights), *more])
+    folder = Path(app.logdir)
+    picture = timeline.save(folder / "plan.svg")
+    path = save_checkpoint(app.args.epochs - 1, "digits_cnn", app.model, name="thinned", dir=folder)
     thinned = load_model(new_model, path).eval()
-    figures = size_and_speed({"dense": new_model(), "thinned": thinned}, torch.zeros(1, 1, 8, 8))
-    columns = {"Top1": {"dense": f"{app.results.before.top1:.2f}", "thinned": f"{app.results.after.top1:.2f}"}}
+    dense = teacher.model.eval()
+    figures = size_and_speed({"dense": dense, "thinned": thinned}, torch.zeros(1, 1, 8, 8))
+    columns = {"Top1": {"dense": f"{teacher.results.after.top1:.2f}", "thinned": f"{app.results.after.top1:.2f}"}}
     print(f"\n{size_and_speed_tbl(figures, extra=columns)}")
-    print(f"(top-1 of the dense network after epoch {app.results.before.epoch}; the thinned one is {path})")
+    print(f"(top-1 on the test set at the end of training; the thinned network is {path})")
 
-    files, top1 = to_integers(app, thinned)
+    files, top1 = to_integers(app, dense, thinned)
     measured = benchmark_model(files, torch.zeros(64, 1, 8, 8), batches=(1, 64), memory=False)
     print(f"\n{measured}")
-    print("Top-1: " + ", ".join(f"{name} {value:.2f}" for name, value in top1.items()))
+    print("Top-1 of the files: " + ", ".join(f"{name} {value:.2f}" for name, value in top1.items()))
     content = json.loads(measured.to_json()) | {"top1": top1}
-    write_text_atomically(Path(app.logdir, "benchmark.json"), json.dumps(content, indent=1))
-    page = write_html_report([first.logdir, app.logdir], Path(app.logdir, "report.html"), title="Digits, compressed")
-    print(f"\nThe whole story on one page: {page}")
+    write_text_atomically(folder / "benchmark.json", json.dumps(content, indent=1))
+    runs = [teacher.logdir, pruned.logdir, app.logdir]
+    page = write_html_report(runs, folder / "report.html", title="Digits, compressed")
+    print(f"\nThe plan as a picture: {picture}")
+    print(f"The whole story on one page: {page}")
+    print(f"({time.perf_counter() - started:.0f} seconds)")
 
 
 if __name__ == "__main__":

@@ -149,6 +149,7 @@ def test_the_demo_names_files_and_flags_that_exist(monkeypatch, tmp_path):
     demo = load_script(ROOT / "examples" / "demo" / "run_demo.py", monkeypatch)
     first, second = demo.SCHEDULES.values()
     assert first == ROOT / "schedules" / "agp_digits_cnn.yaml" and first.is_file() and second.is_file()
+    assert demo.plan().epochs == 24
 
 
 @pytest.mark.slow
