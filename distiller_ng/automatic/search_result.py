@@ -93,7 +93,7 @@ class SearchResult:
         return front
 
     def compressed_model(self, candidate: SearchCandidate | None = None) -> nn.Module:
-        """A compressed copy of the model: of ``best``, or of another candidate."""
+        """A compressed copy of the model as it is now (so ask before you train it): of ``best``, or of a candidate."""
         return self._candidates.build((candidate or self.best).choices)
 
     def schedule_text(self, epochs: int, candidate: SearchCandidate | None = None) -> str:
