@@ -10,7 +10,7 @@ from torch import nn
 
 from distiller_ng.apputils.checkpoints import load_lean_checkpoint
 from distiller_ng.core.scheduler import CompressionScheduler
-from distiller_ng.errors import ArgumentError
+from distiller_ng.errors import ArgumentError, listed
 from distiller_ng.knowledge_distillation import DistillationLossWeights
 from distiller_ng.models import create_model
 from distiller_ng.policies.knowledge_distillation import KnowledgeDistillationPolicy
@@ -55,9 +55,13 @@ def add_distillation_policy(
     args.kd_policy = None
     if not teachers or any(isinstance(policy, KnowledgeDistillationPolicy) for policy, _ in scheduler.schedule):
         return
-    if args.kd_start_epoch >= args.epochs:
-        raise ArgumentError(f"--kd-start-epoch {args.kd_start_epoch} is not before the last of --epochs {args.epochs}")
-    weights = DistillationLossWeights(args.kd_distill_wt, args.kd_student_wt, args.kd_teacher_wt)
+    if len(teachers) > 1:
+        raise ArgumentError(f"several teachers ({listed(teachers)}) need a schedule whose distillers name them")
+    start = getattr(args, "kd_start_epoch", 0)
+    if start >= args.epochs:
+        raise ArgumentError(f"--kd-start-epoch {start} is not before the last of --epochs {args.epochs}")
+    shares = (("kd_distill_wt", 0.5), ("kd_student_wt", 0.5), ("kd_teacher_wt", 0.0))
+    weights = DistillationLossWeights(*(getattr(args, name, default) for name, default in shares))
     (teacher,) = teachers.values()
-    args.kd_policy = KnowledgeDistillationPolicy(scheduler.model, teacher, args.kd_temp, weights)
-    scheduler.add_policy(args.kd_policy, starting_epoch=args.kd_start_epoch, ending_epoch=args.epochs, frequency=1)
+    args.kd_policy = KnowledgeDistillationPolicy(scheduler.model, teacher, getattr(args, "kd_temp", 1.0), weights)
+    scheduler.add_policy(args.kd_policy, starting_epoch=start, ending_epoch=args.epochs, frequency=1)

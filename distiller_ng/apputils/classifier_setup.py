@@ -56,6 +56,7 @@ def infer_implicit_args_(args: argparse.Namespace, task: Task | None = None) -> 
             setattr(args, name, value)
     if task.loaders is not None and (args.dataset is None or task.model is not None):
         args.num_classes = None
+        args.batch_size = getattr(task.loaders.train, "batch_size", None) or args.batch_size
         return args
     if args.dataset is None and task.model is not None:
         raise ArgumentError(f"{args.arch}: say what data it takes: --dataset NAME, or loaders of your own")

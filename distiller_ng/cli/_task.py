@@ -16,7 +16,7 @@ from distiller_ng.apputils.classifier_args import init_classifier_compression_ar
 from distiller_ng.apputils.classifier_batches import Criterion
 from distiller_ng.apputils.classifier_task import Task
 from distiller_ng.apputils.log_setup import close_pylogger
-from distiller_ng.cli._loaders import own_loaders
+from distiller_ng.cli._loaders import required_loaders
 from distiller_ng.cli._models import GivenModel, called, given_teachers, named_object
 from distiller_ng.errors import ArgumentError
 from distiller_ng.graph.inputs import ExampleInputs
@@ -50,9 +50,9 @@ def given_task(options: argparse.Namespace, given: GivenModel, *, training: bool
 
     Raises :class:`ArgumentError` for what is not there or of the wrong kind.
     """
-    loaders = own_loaders(options)
-    if loaders is None and given.dataset is None:
-        raise ArgumentError(f"{given.name}: say what data it takes: --loaders file.py:make_loaders, or --dataset NAME")
+    of_dataset = options.loaders is None and given.dataset is not None
+    # In training the application opens a data set itself: a part of it is drawn anew in every epoch.
+    loaders = None if of_dataset and training else required_loaders(options, given)
     example = None if options.input_shape is None else ExampleInputs((given.example(),))
     make = getattr(options, "optimizer", None)
     return Task(

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, TextIO
 
+from distiller_ng.apputils.guard import INTERRUPTED
 from distiller_ng.cli.base import COMMANDS
 from distiller_ng.errors import DistillerError, ScheduleWarning
 
@@ -17,7 +18,7 @@ __all__ = ["main", "make_parser"]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command: ``distiller-ng recipe translate recipe.md``; returns the exit status.
 
-    0: done, 1: the input is wrong (every problem is printed to standard error), 2: the command line is.
+    0: done, 1: the input is wrong (every problem is printed to standard error), 2: the command line is, 130: Ctrl-C.
     """
     options = make_parser().parse_args(arguments)
     with warnings.catch_warnings():
@@ -31,6 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stderr.write(f"{error}\n")
         except OSError as error:  # a file that is not there, or that cannot be written
             sys.stderr.write(f"{error}\n")
+        except KeyboardInterrupt:
+            sys.stderr.write("interrupted\n")
+            return INTERRUPTED
         return 1
 
 
