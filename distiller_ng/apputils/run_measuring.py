@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from distiller_ng.errors import ArgumentError, CalibrationError
 from distiller_ng.names import unwrap
 from distiller_ng.ops.modules import convert_tensors_recursively_to, model_device
 
-__all__ = ["EpochLosses", "named_numbers", "save_activation_histograms", "schedule_text"]
+__all__ = ["EpochLosses", "doubts", "named_numbers", "save_activation_histograms", "schedule_text", "validations"]
 
 
 #: Names in files for what people call these in code.
@@ -99,4 +99,20 @@ def named_numbers(values: Mapping[str, Any]) -> dict[str, float]:
         if isinstance(plain, bool) or not isinstance(plain, int | float):
             raise ArgumentError(f"log({name}=...) takes a number, got {value!r}", argument=(name,))
         found[_NAMES.get(name, name)] = float(plain)
+    return found
+
+
+def validations(events: Iterable[Mapping[str, Any]]) -> Iterator[tuple[dict[str, float], int]]:
+    """``(results, epoch)`` of every validation among the lines of ``metrics.jsonl``."""
+    for event in events:
+        if str(event.get("group")).endswith("Validation"):
+            values = {name: value for name, value in event["metrics"].items() if value is not None}
+            yield values, int(event["epoch"])
+
+
+def doubts(not_finite: Iterable[int], top1: float | None) -> list[str]:
+    """Warnings about what was recorded: epochs whose loss was no finite number, a fraction where percent is meant."""
+    found = [f"the loss was not a finite number in epoch {epoch}" for epoch in not_finite]
+    if top1 is not None and 0 < top1 <= 1:
+        found.append(f"top1 is percent, and {top1:.4g} was logged: if it is a fraction, log 100 times as much")
     return found

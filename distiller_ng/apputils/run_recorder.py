@@ -15,7 +15,14 @@ from torch import Tensor
 from distiller_ng.apputils.log_setup import execution_env_state
 from distiller_ng.apputils.run_facts import first_inputs, model_facts
 from distiller_ng.apputils.run_folder import RunFolder
-from distiller_ng.apputils.run_measuring import EpochLosses, named_numbers, save_activation_histograms, schedule_text
+from distiller_ng.apputils.run_measuring import (
+    EpochLosses,
+    doubts,
+    named_numbers,
+    save_activation_histograms,
+    schedule_text,
+    validations,
+)
 from distiller_ng.apputils.run_results import RunResults, first_pruning_epoch
 from distiller_ng.core.distributed import is_main_process
 from distiller_ng.core.observer import RunObserver
@@ -226,6 +233,8 @@ class RunRecorder(RunObserver):
             results.metrics_before = before.get("metrics_before") or {}
             results.model_before = (before.get("model") or {}).get("before") or {}
             self._seconds = float(before.get("seconds") or 0.0)
+            for values, at in validations(folder.events()):
+                self._remember(values, at)
         else:
             folder.record_start(results, self._scheduler, self._known_inputs())
             self._epoch = -1
@@ -264,20 +273,20 @@ class RunRecorder(RunObserver):
 
     def _keep(self, values: Mapping[str, float]) -> None:
         """Values of the model before training, of the epoch that is open or was the last, or of the finished run."""
-        results, epoch, first = self._results, self._epoch, self._first_pruning
-        is_over = results.summary is not None
-        if epoch < 0 and not is_over:
-            results.metrics_before = {**results.metrics_before, **values}
-        else:
-            results.metrics_after = {**results.metrics_after, **values}
-        if is_over or epoch < 0:
-            self._write(_TEST, values, -1)
-        else:
-            if first is not None and epoch < first:
-                results.metrics_before = {**results.metrics_before, **values}
-            self._write(_VALIDATION, values, epoch)
+        is_over = self._results.summary is not None
+        is_of_epoch = self._epoch >= 0 and not is_over
+        self._remember(values, math.inf if is_over else self._epoch)
+        self._write(_VALIDATION if is_of_epoch else _TEST, values, self._epoch if is_of_epoch else -1)
         if is_over:
-            self._save(results.status)
+            self._save(self._results.status)
+
+    def _remember(self, values: Mapping[str, float], epoch: float) -> None:
+        """What is "before" and "after": until pruning begins, the one; from the first epoch on, the other."""
+        results, first = self._results, self._first_pruning
+        if epoch < 0 or (first is not None and epoch < first):
+            results.metrics_before = {**results.metrics_before, **values}
+        if epoch >= 0:
+            results.metrics_after = {**results.metrics_after, **values}
 
     def _write(self, group: str, values: Mapping[str, Any], epoch: int, completed: int = 0, total: int = 1) -> None:
         if self._folder is not None and values:
@@ -290,12 +299,5 @@ class RunRecorder(RunObserver):
         results.status = status
         self._folder.record_state(results, self._scheduler, self._known_inputs())
         results.seconds = round(self._seconds + time.monotonic() - self._began, 1)
-        results.notes = [*self._scheduler.notes, *self._warnings()]
+        results.notes = [*self._scheduler.notes, *doubts(self._not_finite, results.metrics_after.get("Top1"))]
         self._folder.save_results(results)
-
-    def _warnings(self) -> list[str]:
-        found = [f"the loss was not a finite number in epoch {epoch}" for epoch in self._not_finite]
-        top1 = self._results.metrics_after.get("Top1")
-        if top1 is not None and 0 < top1 <= 1:
-            found.append(f"top1 is percent, and {top1:.4g} was logged: if it is a fraction, log 100 times as much")
-        return found

@@ -113,8 +113,8 @@ class LRPolicy(Policy):
             self._driver.observe_(optimizer, self._value(ctx, metric), ctx.epoch)
 
     def on_update(self, ctx: StepContext) -> None:
-        """A window in fractions of epochs is due: the values of the epoch it is in."""
-        if self.unit == "epoch":
+        """A window in fractions of epochs is due: the values of the epoch it is in (none in one-shot use)."""
+        if self.unit == "epoch" and math.isfinite(ctx.position.fraction):
             self._driver.set_(self._optimizer(ctx), math.floor(ctx.position.fraction))
 
     def state_dict(self) -> dict[str, Any]:
