@@ -59,7 +59,6 @@ class Plan:
     activations: bool = True
     sensitivity: Sensitivity | None = None
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
     reached: float = 1.0
 
 

@@ -61,20 +61,29 @@ class GivenModel:
     dataset: str | None
 
     def example(self) -> Tensor:
-        """Random input, the same in every run.
+        """Random input, the same in every run: numbers, or tokens for a model with embeddings that takes no numbers.
 
         Raises :class:`ArgumentError` when no shape is known, and when the model does not run on it.
         """
         if self.input_shape is None:
             raise ArgumentError(f"{self.name}: give the shape of its input, e.g. --input-shape 1,3,32,32")
-        example = torch.randn(self.input_shape, generator=torch.Generator().manual_seed(_SEED))
-        try:
-            with torch.no_grad():
-                self.model(example)
-        except _USER_CODE as error:
-            shape = ",".join(map(str, self.input_shape))
-            raise ArgumentError(f"{self.name} does not run on input of shape {shape}: {_one_line(error)}") from error
-        return example
+        generator = torch.Generator().manual_seed(_SEED)
+        examples = [torch.randn(self.input_shape, generator=generator)]
+        tables = [module.num_embeddings for module in self.model.modules() if isinstance(module, nn.Embedding)]
+        if tables:
+            examples.append(torch.randint(0, min(tables), self.input_shape, generator=generator))
+        failures = []
+        for example in examples:
+            try:
+                with torch.no_grad():
+                    self.model(example)
+            except _USER_CODE as error:
+                failures.append(error)
+            else:
+                return example
+        shape = ",".join(map(str, self.input_shape))
+        message = f"{self.name} does not run on input of shape {shape}: {_one_line(failures[-1])}"
+        raise ArgumentError(message) from failures[-1]
 
     def example_or_none(self) -> tuple[Tensor, ...] | None:
         """What the model is called with, where a shape is known."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from distiller_ng.automatic._first_target import TECHNIQUES
-from distiller_ng.automatic.first_schedule import FirstSchedule, first_schedule
+from distiller_ng.automatic.first import FirstSchedule, first_schedule
 from distiller_ng.cli._data import Evaluation, OwnEvaluation, add_data_arguments, evaluation
 from distiller_ng.cli._models import GivenModel, add_model_arguments, required_model
 from distiller_ng.cli._numbers import above_zero, whole

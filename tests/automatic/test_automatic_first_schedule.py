@@ -13,8 +13,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import distiller_ng as distiller
-from distiller_ng.automatic import Candidates
-from distiller_ng.automatic.first_schedule import UnreachableTarget, first_schedule
+from distiller_ng.automatic import Candidates, UnreachableTarget, first_schedule
 from distiller_ng.config import check_schedule
 from distiller_ng.errors import ArgumentError, GraphError
 

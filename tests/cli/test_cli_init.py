@@ -72,6 +72,30 @@ def test_json(folder, own, capsys):
     assert found["schedule"].startswith("# First schedule")
 
 
+TOKENS = """\
+from torch import nn
+
+
+class Words(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.tokens = nn.Embedding(30, 16)
+        self.layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+        self.fc = nn.Linear(16, 4)
+
+    def forward(self, tokens):
+        return self.fc(self.layer(self.tokens(tokens)).mean(1))
+"""
+
+
+def test_models_of_tokens(folder, capsys):
+    (folder / "my_words.py").write_text(TOKENS)
+    own = ["--model", "my_words.py:Words", "--input-shape", "1,7"]
+    assert main(["init", *own, "--target", "macs=0.6", "-o", "first.yaml"]) == 0
+    assert main(["lint", "first.yaml", *own, "--strict"]) == 0
+    sys.modules.pop("my_words")
+
+
 def test_files_are_not_overwritten_without_force(folder, own, capsys):
     (folder / "first.yaml").write_text("mine")
     words = ["init", *own, "--target", "size=0.4", "-o", "first.yaml"]

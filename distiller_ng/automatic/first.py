@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,8 @@ class FirstSchedule:
 
     ``text``: commented YAML. ``choices``: what happens to each parameter that is named (the sparsity of tied filters
     stands at the first of them). ``reasons``: why, by parameter. ``before``, ``after``: the model's cost now and what
-    is predicted. ``reached``: the share of the target's budget that is predicted to remain. ``notes``: what the user
-    should know beyond that. ``str()`` is a short account.
+    is predicted. ``reached``: the share of the target's budget that is predicted to remain. ``metric``: what was
+    measured, "loss", "top1" or "output error" (no data). ``str()`` is a short account.
     """
 
     text: str
@@ -49,7 +49,6 @@ class FirstSchedule:
     reached: float
     epochs: int
     metric: str
-    notes: tuple[str, ...] = field(default=())
 
     @property
     def promise(self) -> str:
@@ -77,12 +76,11 @@ class FirstSchedule:
                 name: {"sparsity": choice.sparsity, "bits": choice.bits, "why": self.reasons.get(name, "")}
                 for name, choice in self.choices.items()
             },
-            "notes": list(self.notes),
             "schedule": self.text,
         }
 
     def __str__(self) -> str:
-        return "\n".join([f"{self.technique.name}: {self.technique.what}", self.promise, *self.notes])
+        return "\n".join([f"{self.technique.name}: {self.technique.what}", self.promise])
 
 
 def first_schedule(
@@ -157,5 +155,4 @@ def _result(plan: Plan, text: str, reasons: Mapping[str, str]) -> FirstSchedule:
         plan.reached,
         plan.windows.epochs,
         plan.sensitivity.metric if plan.sensitivity is not None else "",
-        tuple(plan.notes),
     )
