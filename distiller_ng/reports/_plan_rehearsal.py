@@ -24,6 +24,7 @@ from distiller_ng.graph.inputs import ExampleInputs, flat_tensors, with_batch
 from distiller_ng.names import canonical_name, unwrap
 from distiller_ng.policies.layer_pruning import LayerPruning
 from distiller_ng.policies.layer_thinning import LayerThinning
+from distiller_ng.policies.low_rank_thinning import LowRankThinning
 from distiller_ng.policies.pruning import PruningPolicy
 from distiller_ng.policies.structure_remover import StructureRemover
 from distiller_ng.reports.compute import layer_costs
@@ -60,7 +61,7 @@ def is_structural(entry: Entry) -> bool:
     if isinstance(policy, PruningPolicy):
         pruner = policy.pruner
         return pruner.follows_channels or any(pruner.structure_dim(name) is not None for name in pruner.names)
-    return isinstance(policy, StructureRemover | LayerThinning | LayerPruning)
+    return isinstance(policy, StructureRemover | LayerThinning | LayerPruning | LowRankThinning)
 
 
 def rehearse(
@@ -158,7 +159,7 @@ def _decisive(entries: Sequence[Entry], epochs: int) -> set[int]:
         active = [epoch for epoch in entry.window.active_epochs(until=epochs) if epoch < epochs]
         if isinstance(entry.policy, LayerThinning):
             wanted |= {math.floor(at) for at in entry.policy.update_epochs if at < epochs}
-        elif isinstance(entry.policy, StructureRemover):
+        elif isinstance(entry.policy, StructureRemover | LowRankThinning):
             wanted |= {*active[: _EPOCHS // 2], *active[-1:]}
         else:
             ends = {*active[:1], *active[-1:]}

@@ -15,6 +15,7 @@ from distiller_ng.policies.layer_pruning import LayerPruning
 from distiller_ng.policies.layer_thinning import LayerThinning
 from distiller_ng.policies.learning_rate_function import LearningRateFunction
 from distiller_ng.policies.learning_rate_steps import LearningRate
+from distiller_ng.policies.low_rank_thinning import LowRankThinning
 from distiller_ng.policies.lr import LRPolicy
 from distiller_ng.policies.mutual_distillation import MutualDistillationPolicy
 from distiller_ng.policies.pruning import PruningPolicy
@@ -41,7 +42,7 @@ _KINDS: tuple[tuple[type | tuple[type, ...], Kind], ...] = (
     ((LRPolicy, LearningRateFunction, LearningRate, SetLearningRate), "learning rate"),
     (QuantizationPolicy, "quantization"),
     ((KnowledgeDistillationPolicy, MutualDistillationPolicy), "distillation"),
-    ((StructureRemover, LayerThinning, LayerPruning), "thinning"),
+    ((StructureRemover, LayerThinning, LayerPruning, LowRankThinning), "thinning"),
 )
 _BY_CHANCE = (BernoulliFilterPruner, RandomLevelStructureParameterPruner)
 _NOT_TOLD = (
@@ -202,6 +203,8 @@ def _thinning(entry: Entry, curves: Sequence[Curve], weights: int) -> tuple[str,
         at = [f"{epoch:g}" for epoch in policy.update_epochs]
         when = f"at epoch {listed(at)}" if at else "at the end of training"
         return f"pruned {policy.structure_type}s are removed {when}: the model becomes smaller", "removes"
+    if isinstance(policy, LowRankThinning):
+        return "linear layers become products of two narrow ones: the model becomes smaller", "low rank"
     return "layers are left out", "left out"
 
 

@@ -14,6 +14,7 @@ from distiller_ng.errors import DistillerError
 from distiller_ng.names import ParameterIndex, canonical_name, unwrap
 from distiller_ng.policies.layer_pruning import LayerPruning
 from distiller_ng.policies.layer_thinning import LayerThinning
+from distiller_ng.policies.low_rank_thinning import LowRankThinning
 from distiller_ng.policies.pruning import PruningPolicy
 from distiller_ng.policies.quantization import QuantizationPolicy
 from distiller_ng.policies.regularization import RegularizationPolicy
@@ -228,7 +229,7 @@ class _Forecast:
         return sum(int((parameter == 0).sum()) for _, parameter in _named(self.model) if parameter.dim() > 1)
 
     def _removes_before(self, at: float) -> bool:
-        kinds = (StructureRemover, LayerThinning, LayerPruning)
+        kinds = (StructureRemover, LayerThinning, LayerPruning, LowRankThinning)
         return any(isinstance(e.policy, kinds) and acts and acts[0] <= at for e, acts, _ in self.planned)
 
 
@@ -243,7 +244,7 @@ def _moments(entry: Entry, acts: Sequence[float], curves: Sequence[Curve], epoch
         yield from [at for at in policy.update_epochs if at < epochs] or [float(epochs)]
     elif not acts:
         return
-    elif isinstance(policy, StructureRemover):
+    elif isinstance(policy, StructureRemover | LowRankThinning):
         yield from acts
     elif isinstance(policy, QuantizationPolicy):
         yield acts[0]

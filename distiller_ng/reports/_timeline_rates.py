@@ -88,7 +88,7 @@ class _Simulation:
     def run(self, epochs: int) -> Rates:
         curves: list[list[tuple[float, float]]] = [[] for _ in self.shadow.param_groups]
         for epoch in range(epochs):
-            active = [entry for entry in self.entries if entry.window.is_active(epoch)]
+            active = [entry for entry in self.entries if _takes_part(entry, epoch)]
             for entry in active:
                 if not entry.window.is_fractional:
                     entry.policy.on_epoch_begin(self._context(entry, epoch, 0))
@@ -148,6 +148,13 @@ class _Simulation:
             optimizer=self.shadow,
             compat=held.compat,
         )
+
+
+def _takes_part(entry: Entry, epoch: int) -> bool:
+    """Windows in fractions owe their end to the first step after it, which may be another epoch's."""
+    if entry.window.is_fractional:
+        return not entry.ended and entry.window.first < epoch + 1
+    return entry.window.is_active(epoch)
 
 
 def _stand_in(optimizer: Optimizer) -> ShadowOptimizer:
