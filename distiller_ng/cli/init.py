@@ -53,8 +53,8 @@ class InitCommand(Command):
         parser.add_argument(
             "--evaluate",
             metavar="PKG.MOD:FUNCTION",
-            help="your own: function(model) -> (top1, top5, loss), percent. Without it and without --dataset the "
-            "change of the outputs on random input stands in for accuracy",
+            help="your own: function(model) -> (top1, top5, loss), percent. Without it, --loaders and "
+            "--dataset the change of the outputs on random input stands in for accuracy",
         )
         parser.add_argument(
             "--levels",
@@ -111,12 +111,13 @@ class InitCommand(Command):
 
 def _evaluation(options: argparse.Namespace, given: GivenModel) -> Evaluation | OwnEvaluation | None:
     """What measures the model; None where the user named no data and none is at hand."""
-    if options.evaluate is None and given.dataset is None:
+    named = options.evaluate or options.loaders
+    if named is None and given.dataset is None:
         return None
     try:
         return evaluation(options, given)
     except DatasetError as error:
-        if options.evaluate or options.dataset or options.data:
+        if named or options.dataset or options.data:
             raise
         sys.stderr.write(f"measuring without data, as there is none: {error}\n")
         return None

@@ -27,6 +27,12 @@ def accuracy(model):
     return 90 - loss, 99.0, loss
 
 
+def loaders():
+    labels = torch.arange(32) % 10
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images, labels), batch_size=16)
+    return loader, loader
+
+
 def number(model):
     return 0.9
 
@@ -54,6 +60,11 @@ def test_a_schedule_that_lint_and_plan_take(data, own, capsys):
     assert "thinner" in capsys.readouterr().out
     text = (data / "first.yaml").read_text()
     assert text.startswith("# First schedule for tiny_net.py:TinyNet: whole filters are removed.\n")
+
+
+def test_loaders_of_ones_own(data, own, capsys):
+    assert main(["init", *own, "--target", "size=0.4", "--loaders", "my_digits.py:loaders"]) == 0
+    assert "the loss was measured" in " ".join(capsys.readouterr().out.replace("#", "").split())
 
 
 def test_standard_output_is_the_schedule_alone(folder, own, capsys):
