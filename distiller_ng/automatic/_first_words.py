@@ -99,7 +99,8 @@ def _measured(plan: Plan) -> str:
     if found.metric == "output error":
         how += (
             ". NO DATA WAS GIVEN, so the change of the outputs on RANDOM input stands in for the loss of accuracy. "
-            "That is a rough guide: give --evaluate file.py:accuracy (or --loaders, --dataset) to measure the accuracy itself"
+            "That is a rough guide: give --evaluate file.py:accuracy (or --loaders, --dataset) to measure the "
+            "accuracy itself"
         )
     else:
         what = "loss" if found.metric == "loss" else "top-1"
