@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 
 .PHONY: demo test lint types schema docs site bench clean
 
-demo: $(READY)  ## train a small CNN on digits, prune it, make it smaller, run it as int8, and show what came of it
+demo: $(READY)  ## plan, train, prune, distil, make smaller, run as int8 on digits, and report
 	$(BIN)/python examples/demo/run_demo.py
 
 test: $(READY)  ## every test, slow ones included

@@ -6,7 +6,7 @@ import argparse
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 from distiller_ng.apputils.guard import INTERRUPTED
 from distiller_ng.cli.base import COMMANDS
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of every command; ``parse_args(words).run`` does what the words say."""
-    parser = argparse.ArgumentParser(prog="distiller-ng", description="Compress PyTorch models while they train.")
+    parser = _OneLineParser(prog="distiller-ng", description="Compress PyTorch models while they train.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for entry in COMMANDS:
         command = entry.cls()
@@ -54,6 +54,14 @@ def make_parser() -> argparse.ArgumentParser:
         command.configure(own)
         own.set_defaults(run=command.run)
     return parser
+
+
+class _OneLineParser(argparse.ArgumentParser):
+    """Says in one line what is wrong: the usage of a command with twenty options would bury it."""
+
+    def error(self, message: str) -> NoReturn:
+        """End with status 2."""
+        self.exit(2, f"{self.prog}: {message} ({self.prog} --help shows what it takes)\n")
 
 
 def _show(

@@ -1,0 +1,67 @@
+"""Wrong input to every command, through the real entry point: one clear line, a status other than 0, no traceback."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from distiller_ng.cli.base import COMMANDS
+from distiller_ng.cli.main import main
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = Path(sys.executable).with_name("distiller-ng")
+OWN = ["--model", "tiny_net.py:TinyNet", "--input-shape", "1,1,8,8"]
+
+#: command -> a command line whose input is wrong, and what the line must say.
+WRONG = {
+    "benchmark": (["nowhere.onnx", "--input-shape", "1,1,8,8"], "nowhere.onnx"),
+    "calibrate": ([*OWN, "-o", "stats.yaml"], "say what data it takes"),
+    "evaluate": ([*OWN, "--loaders", "tiny_net.py:size"], "--loaders tiny_net.py:size"),
+    "export": ([*OWN, "--to", "onnx", "--checkpoint", "nowhere.pt", "-o", "a.onnx"], "nowhere.pt"),
+    "init": ([*OWN, "--target", "macs=half"], "'half' is not a number"),
+    "lint": (["nowhere.yaml"], "nowhere.yaml:1:1: file not found"),
+    "plan": (["agp.yaml", "--model", "tiny_net.py:size"], "tiny_net.py:size is a int"),
+    "quantize": ([*OWN, "-o", "a.onnx"], "say what data it takes"),
+    "recipe": (["translate", "nowhere.md"], "nowhere.md:1:1: file not found"),
+    "report": (["."], "no folder of a run"),
+    "search": ([*OWN, "--budget", "macs=0.5"], "say what data it takes"),
+    "sensitivity": ([*OWN, "--evaluate", "tiny_net.py:nothing"], "there is no 'nothing' in it"),
+    "summary": (["everything", *OWN], "unknown summary 'everything'"),
+    "thin": ([*OWN, "-o", "small.zip"], "small.zip"),
+    "train": (["nowhere.yaml", *OWN], "nowhere.yaml"),
+}
+
+
+def test_every_command_has_its_line_here():
+    assert sorted(WRONG) == COMMANDS.names()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(WRONG))
+def test_wrong_input_is_one_line(name, folder):
+    words, said = WRONG[name]
+    program = [str(PROGRAM)] if PROGRAM.exists() else [sys.executable, "-m", "distiller_ng.cli"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    before = sorted(folder.iterdir())
+    done = subprocess.run(
+        [*program, name, *words], capture_output=True, text=True, env=environment, cwd=folder, check=False, timeout=120
+    )
+    assert done.returncode == 1, done.stderr
+    lines = (done.stderr if name != "lint" else done.stdout).splitlines()  # lint's problems are its result
+    assert said in lines[0] and "Traceback" not in done.stderr, done.stderr
+    assert len(lines) == 1 or name == "lint", done.stderr
+    assert [path for path in sorted(folder.iterdir()) if path.name != "__pycache__"] == before
+
+
+@pytest.mark.parametrize("name", sorted(WRONG))
+def test_a_wrong_command_line_is_one_line(name, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([name, "--no-such-option"])
+    err = capsys.readouterr().err
+    assert caught.value.code == 2
+    assert len(err.splitlines()) == 1 and err.startswith("distiller-ng"), err
+    assert "--help" in err
