@@ -1,4 +1,4 @@
-"""Writes the reference pages of everything a schedule can name from the library's own docstrings.
+"""Writes the reference pages from the library itself: docstrings and signatures, parsers, messages of errors.
 
 ``python docs/generate.py`` rewrites what follows the marker on each page, ``--check`` only says which page is stale
 (exit code 1). What stands before the marker is written by hand.
@@ -16,6 +16,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import generate_command
+import generate_errors
+import generate_modifiers
+import generate_registries
 import torch
 import yaml
 from formatting import arguments_table, default_text, markdown_of, source_link, words
@@ -193,6 +197,10 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "extensions.md": partial(components, "extensions"),
     "distillers.md": partial(components, "distillers"),
     "quantizers.md": partial(components, "quantizers"),
+    **generate_registries.PAGES,
+    **generate_modifiers.PAGES,
+    **generate_command.PAGES,
+    **generate_errors.PAGES,
 }
 
 

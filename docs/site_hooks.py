@@ -22,7 +22,7 @@ _FENCE = re.compile(r"^(\s*)(```+|~~~+)\s*([\w+-]*)(.*)$")
 _LINK = re.compile(r"(?<!!)(\[[^\]]*\])\(([^)\s]+)\)")
 _COMMENT = re.compile(r"[ \t]*<!--.*?-->[ \t]*")
 _LANGUAGES = {
-    ".py": "python", ".yaml": "yaml", ".yml": "yaml", ".json": "json", ".sh": "bash", ".toml": "toml", ".md": "markdown",
+    ".py": "python", ".yaml": "yaml", ".yml": "yaml", ".json": "json", ".sh": "bash", ".toml": "toml",
 }  # fmt: skip
 _LONGEST = 200_000  # characters of a file that a page shows
 

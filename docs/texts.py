@@ -84,6 +84,11 @@ ARGUMENTS: Mapping[str, str] = {
     "low_thresh_mult": "Factor of the lower threshold: weights below it are pruned.",
     "hi_thresh_mult": "Factor of the upper threshold: weights above it come back.",
     "sparsity": "Fraction of zeros, 0..1.",
+    "power": "Exponent of the features' magnitude in the map.",
+    "temperature": "Divides the logits before the softmax; above 0.",
+    "reduction": "`batchmean`: mean over samples; `mean`: over all elements (smaller by the number of classes).",
+    "train_size": "Number of training images.",
+    "test_size": "Number of test images.",
     "reg_regims": "Parameter -> strength, or strength and group type.",
     "threshold_criteria": "How a group's magnitude is measured when it is compared with the strength.",
 }

@@ -23,24 +23,40 @@ from distiller_ng.apputils import close_pylogger
 from distiller_ng.apputils.datasets import DATASETS
 from distiller_ng.apputils.image_classifier import init_classifier_compression_arg_parser
 from distiller_ng.checkpoint import TRANSFORMS
+from distiller_ng.cli.base import COMMANDS
+from distiller_ng.config.frontends.base import FRONTENDS
 from distiller_ng.config.kinds import KINDS
+from distiller_ng.data_loggers.observers.base import OBSERVERS
 from distiller_ng.errors import ScheduleError, ScheduleWarning
 from distiller_ng.graph.walker import RULES
 from distiller_ng.knowledge_distillation import DISTILLATION_LOSSES
+from distiller_ng.knowledge_distillation.distiller import DISTILLERS
 from distiller_ng.learning_rate import LR_SCHEDULERS
 from distiller_ng.models import _zoo, create_model, factory
 from distiller_ng.ops import dataset_shapes
+from distiller_ng.ops.clipping import CLIPPINGS
+from distiller_ng.policies.extensions import EXTENSIONS
 from distiller_ng.pruning.base import PRUNERS
 from distiller_ng.pruning.importance import IMPORTANCES
 from distiller_ng.pruning.sparsity_schedules import SPARSITY_SCHEDULES, as_schedule
+from distiller_ng.quantization.base import QUANTIZERS
+from distiller_ng.quantization.exporters import EXPORTERS
 from distiller_ng.regularization import REGULARIZERS
 
 REGISTRIES = (
+    CLIPPINGS,
+    COMMANDS,
     DATASETS,
     DISTILLATION_LOSSES,
+    DISTILLERS,
+    EXPORTERS,
+    EXTENSIONS,
+    FRONTENDS,
     IMPORTANCES,
     LR_SCHEDULERS,
+    OBSERVERS,
     PRUNERS,
+    QUANTIZERS,
     REGULARIZERS,
     SPARSITY_SCHEDULES,
     TRANSFORMS,
@@ -232,7 +248,14 @@ def generator():
     return module
 
 
-@pytest.mark.parametrize("name", ["pruners.md", "regularizers.md", "learning-rates.md"])
+GENERATED = [page.path.name for page in ALL if "<!-- docs/generate.py" in page.path.read_text(encoding="utf-8")]
+
+
+def test_the_generator_writes_what_says_so(generator):
+    assert sorted(generator.PAGES) == sorted(GENERATED)
+
+
+@pytest.mark.parametrize("name", GENERATED)
 def test_generated_pages_are_current(generator, name):
     assert (ROOT / "docs" / name).read_text(encoding="utf-8") == generator.page(name), "run 'python docs/generate.py'"
 
