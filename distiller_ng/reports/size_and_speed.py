@@ -99,7 +99,6 @@ def _file_bytes(model: nn.Module) -> int:
     return buffer.tell()
 
 
-
 @torch.no_grad()
 def _latencies(models: Mapping[str, nn.Module], inputs: ExampleInputs, rounds: int) -> dict[str, float]:
     samples: dict[str, list[float]] = {name: [] for name in models}
