@@ -185,30 +185,27 @@ class RunRecorder(RunObserver):
 
     def epoch_ended(self, epoch: int, metrics: Mapping[str, float]) -> None:
         """Sparsities, what was reported, and the summary so far."""
-        if self._folder is None:  # resumed from a checkpoint that was saved at the end of the epoch's body
-            self._open(epoch)
+        # Not open yet: resumed from a checkpoint that was saved at the end of the epoch's body.
+        folder = self._folder or self._open(epoch)
         if not self._done:
             self._log_training()
         reported = {_REPORTED[key]: value for key, value in metrics.items() if key in _REPORTED}
         if unknown := {name: value for name, value in reported.items() if name not in self._logged}:
             self._keep(unknown)
-        if self._folder is not None:
-            log_weights_sparsity(unwrap(self._scheduler.model), epoch, self._folder.loggers)
+        log_weights_sparsity(unwrap(self._scheduler.model), epoch, folder.loggers)
         self._results.epochs_done = epoch + 1
         self._save("running")
 
     def finished(self, summary: CompressionSummary) -> None:
         """The whole summary, and the weights at the end."""
-        if self._folder is None:
-            self._open(max(self._epoch, 0))
+        folder = self._folder or self._open(max(self._epoch, 0))
         self._results.summary = summary
         self._save("finished")
-        if self._folder is not None:
-            self._folder.keep_histograms(self._scheduler.model, "after")
+        folder.keep_histograms(self._scheduler.model, "after")
 
     # -- internals ----------------------------------------------------------------------------------------------------
 
-    def _open(self, epoch: int) -> None:
+    def _open(self, epoch: int) -> RunFolder:
         """Begin a run, or go on with the one in the folder if the loop does."""
         folder = RunFolder(self.path, None, tensorboard=self._tensorboard)
         before, results = folder.results_so_far(), self._results
@@ -242,10 +239,10 @@ class RunRecorder(RunObserver):
                 self._keep(values)
             self._epoch = epoch
         self._save("running")
+        return folder
 
     def _known_inputs(self) -> ExampleInputs | None:
-        if self._inputs is None:
-            self._inputs = self._scheduler.graph.example_inputs
+        self._inputs = self._inputs or self._scheduler.graph.example_inputs
         return self._inputs
 
     def _first_step(self, minibatches_per_epoch: int) -> None:
