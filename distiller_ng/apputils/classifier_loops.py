@@ -24,8 +24,9 @@ from distiller_ng.apputils.classifier_batches import (
     to_device,
     unpacked,
 )
-from distiller_ng.apputils.classifier_exits import ExitsMeter, OutputReader, exit_costs, training_loss
+from distiller_ng.apputils.classifier_exits import ExitsMeter, OutputReader, training_loss
 from distiller_ng.apputils.data_loaders import load_data as load_image_data
+from distiller_ng.apputils.exit_costs import exit_costs
 from distiller_ng.apputils.meters import ClassificationMeter, ConfusionMatrix
 from distiller_ng.core.policy import PolicyLoss
 from distiller_ng.core.scheduler import CompressionScheduler

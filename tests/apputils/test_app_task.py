@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from distiller_ng.apputils.classifier_batches import check_labels, loss_of, one_line, unpacked
-from distiller_ng.apputils.classifier_exits import ExitCosts, ExitsMeter, OutputReader, exit_costs, training_loss
+from distiller_ng.apputils.classifier_exits import ExitsMeter, OutputReader, training_loss
 from distiller_ng.apputils.classifier_task import Loaders, PartOf, Task, first_inputs
+from distiller_ng.apputils.exit_costs import ExitCosts, exit_costs
 from distiller_ng.apputils.image_classifier import ClassifierCompressor
 from distiller_ng.early_exit import EarlyExitMgr
 from distiller_ng.errors import ArgumentError, DistillerError

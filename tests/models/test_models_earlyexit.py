@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from distiller_ng.apputils.classifier_exits import exit_costs
+from distiller_ng.apputils.exit_costs import exit_costs
 from distiller_ng.models import create_model
 from distiller_ng.reports.compute import layer_costs
 
