@@ -171,18 +171,28 @@ class Frame:
         for value in ticks(self.low_y, self.high_y):
             y = self.y(value)
             parts.append(f'<line class="gridline" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-            parts.append(f'<text text-anchor="end" x="{_LEFT - 6}" y="{y + 4:.1f}">{value:g}{escape(unit)}</text>')
+            parts.append(
+                f'<text text-anchor="end" x="{_LEFT - 6}" y="{y + 4:.1f}">{_number(value)}{escape(unit)}</text>'
+            )
         for value in ticks(self.low_x, self.high_x, 6):
             x = self.x(value)
             anchor = "end" if x > _WIDTH - 24 else "middle"  # so that it ends within the picture
             place = f'x="{x if anchor == "middle" else _WIDTH - 4:.1f}" y="{_HEIGHT - _BOTTOM + 16}"'
-            parts.append(f'<text text-anchor="{anchor}" {place}>{value:g}</text>')
+            parts.append(f'<text text-anchor="{anchor}" {place}>{_number(value)}</text>')
         middle = (_LEFT + _WIDTH - _RIGHT) / 2
         parts.append(f'<text text-anchor="middle" x="{middle}" y="{_HEIGHT - 7}">{escape(x_label)}</text>')
         if y_label:
             turned = f'transform="rotate(-90 12 {_HEIGHT / 2 - 10})"'
             parts.append(f'<text text-anchor="middle" x="12" y="{_HEIGHT / 2 - 10}" {turned}>{escape(y_label)}</text>')
         return "".join(parts)
+
+
+def _number(value: float) -> str:
+    """A tick's number, short: ``0.5``, ``2000``, ``1.5 M``."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(value) >= max(size, 1e4):
+            return f"{value / size:g} {unit}"
+    return f"{value:g}"
 
 
 def _drawn(line: Line, frame: Frame) -> str:
