@@ -47,6 +47,7 @@ def schedule_flow() -> Drawing:
         ["CompressionScheduler", "policies, masks,", "progress of the run"],
         fill="#fff4e6",
         stroke=ORANGE,
+        size=12,
     )
     d.box(20, 240, 200, 120, ["your model", "plain PyTorch: same", "modules, same names"])
     d.line([(375, 170), (375, 298), (222, 298)], arrow=True)
