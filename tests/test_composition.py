@@ -6,12 +6,10 @@ A new technique is one entry of TECHNIQUES: a schedule as a dictionary. Each col
 from __future__ import annotations
 
 import io
-import os
-from datetime import timedelta
 
 import pytest
 import torch
-import torch.multiprocessing as mp
+from replicas import in_two_processes
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
@@ -317,10 +315,6 @@ def test_resume_is_bit_identical(technique, optimizer, killed_after):
 
 
 def _replica(rank, folder):
-    os.environ.update(RANK=str(rank), WORLD_SIZE="2")
-    torch.set_num_threads(1)
-    store = torch.distributed.FileStore(str(folder / "store"), 2)
-    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=60))
     results = {}
     for technique in TECHNIQUES:
         run = Run(technique, wrap=DistributedDataParallel)
@@ -332,12 +326,10 @@ def _replica(rank, folder):
         masks = {n: m.mask.clone() for n, m in run.scheduler.zeros_mask_dict.items() if m.mask is not None}
         results[technique] = {"weights": run.weights(), "masks": masks}
     torch.save(results, folder / f"{rank}.pt")
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
 
 
 def test_two_replicas_keep_the_same_masks_and_weights(tmp_path):
-    mp.spawn(_replica, args=(tmp_path,), nprocs=2)  # a failing replica fails the test with its traceback
+    in_two_processes(_replica, tmp_path)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     assert set(first) == set(TECHNIQUES)
     for technique in TECHNIQUES:

@@ -13,8 +13,7 @@ import torch
 from distiller_ng.automatic.candidates import Candidates, LayerChoice
 from distiller_ng.errors import ArgumentError
 from distiller_ng.graph.inputs import ExampleInputs
-from distiller_ng.reports.sensitivity.measuring import as_scores
-from distiller_ng.reports.sensitivity.output import Scores
+from distiller_ng.ops.scores import Scores, as_scores
 
 __all__ = ["measure_in_processes"]
 

@@ -19,15 +19,14 @@ from distiller_ng.automatic.candidates import Candidates, LayerChoice
 from distiller_ng.errors import ArgumentError
 from distiller_ng.graph.inputs import ExampleInputs, flat_tensors
 from distiller_ng.graph.trace import evaluating
+from distiller_ng.ops.scores import Scores, as_scores
 from distiller_ng.reports.sensitivity import perform_sensitivity_analysis
-from distiller_ng.reports.sensitivity.measuring import as_scores
-from distiller_ng.reports.sensitivity.output import Scores
 
 __all__ = ["Evaluate", "OutputError", "Sensitivity", "measured_sensitivity"]
 
 logger = logging.getLogger(__name__)
 
-#: ``evaluate(model=model) -> (top1, top5, loss)``, top1 and top5 in percent.
+#: ``evaluate(model=model) -> (top1, top5, loss)``, or top1 alone; top1 and top5 in percent.
 Evaluate: TypeAlias = Callable[..., Sequence[float]]
 _DRAWS = 4  # batches of random inputs, besides the example inputs
 
@@ -63,7 +62,8 @@ class Sensitivity:
         alone = f"losing {level * 100:g} % of it alone"
         if self.metric == "output error":
             return f"{alone} moves the outputs by {loss * 100:.1f} %"
-        return f"{alone}: top-1 {self.whole[0]:.1f} -> {top1:.1f}, loss {self.whole[2]:.3f} -> {loss:.3f}"
+        moved = "" if math.isnan(loss) else f", loss {self.whole[2]:.3f} -> {loss:.3f}"
+        return f"{alone}: top-1 {self.whole[0]:.1f} -> {top1:.1f}{moved}"
 
     def _damage(self, scores: Scores) -> float:
         return self.whole[0] - scores[0] if self.metric == "top1" else scores[2] - self.whole[2]
@@ -135,7 +135,7 @@ def measured_sensitivity(
     """
     test = evaluate or OutputError(candidates.model, candidates.example_inputs, seed=seed)
     began = time.monotonic()
-    whole = _first_scores(test, candidates.model)
+    whole = as_scores(test(model=candidates.model))
     one = time.monotonic() - began
     fit = max(1, int(seconds * processes / max(one * len(units), 1e-9)))
     wanted = sorted(sorted(set(levels)), key=lambda level: (abs(level - 0.5), -level))
@@ -150,17 +150,6 @@ def measured_sensitivity(
 
 def _counted(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-def _first_scores(test: Any, model: nn.Module) -> Scores:
-    found = test(model=model)
-    try:
-        return as_scores(found)
-    except ArgumentError:
-        message = (
-            f"evaluate(model) must return top-1 and top-5 in percent and the loss, like 93.1, 99.8, 0.25; got {found!r}"
-        )
-        raise ArgumentError(message, argument=("evaluate",)) from None
 
 
 def _metric(whole: Scores, scores: Mapping[str, Mapping[float, Scores]]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 
@@ -104,7 +105,9 @@ def _measured(plan: Plan) -> str:
         )
     else:
         what = "loss" if found.metric == "loss" else "top-1"
-        how += f", and the {what} was measured (the whole model: top-1 {found.whole[0]:.1f}, loss {found.whole[2]:.3f})"
+        top1, _, loss = found.whole
+        also = "" if math.isnan(loss) else f", loss {loss:.3f}"
+        how += f", and the {what} was measured (the whole model: top-1 {top1:.1f}{also})"
     how += ". Layers that suffered least for what they save are pruned most. Training wins most of the damage back."
     if found.skipped:
         skipped = " and ".join(f"{level * 100:g} %" for level in found.skipped)

@@ -16,24 +16,10 @@ from distiller_ng.automatic.candidates import Candidates
 from distiller_ng.errors import ArgumentError, DistillerError
 from distiller_ng.names import canonical_name
 from distiller_ng.ops.files import write_text_atomically
+from distiller_ng.ops.scores import Scores, as_scores
 from distiller_ng.reports.sensitivity.workers import gather, rank_and_world
 
-__all__ = ["SearchRecord", "SearchScores", "as_scores", "heading_of"]
-
-#: ``(top1, top5, loss)``; NaN where the evaluation did not say.
-SearchScores = tuple[float, float, float]
-
-
-def as_scores(value: Any) -> SearchScores:
-    """What an evaluation returned: ``top1``, or ``(top1, top5, loss)``. Raises :class:`ArgumentError` otherwise."""
-    try:
-        if isinstance(value, tuple | list):
-            top1, top5, loss = (float(one) for one in value)
-            return top1, top5, loss
-        return float(value), float("nan"), float("nan")
-    except (TypeError, ValueError, RuntimeError) as error:
-        message = f"evaluate(model) must return the accuracy, or (top1, top5, loss), got {value!r}"
-        raise ArgumentError(message, argument=("evaluate",)) from error
+__all__ = ["SearchRecord", "heading_of"]
 
 
 def heading_of(candidates: Candidates, space: SearchSpace, importance: object) -> dict[str, Any]:
@@ -70,7 +56,7 @@ class SearchRecord:
         self.rank, self.world = rank_and_world()
         self._base = None if path is None else Path(path)
         self._heading = dict(heading)
-        self.scores: dict[str, SearchScores] = {}
+        self.scores: dict[str, Scores] = {}
         self.latency: dict[str, float] = {}
         if self._base is not None:
             rest = sorted(self._base.parent.glob(f"{self._base.name}.rank*"))  # of ranks that were interrupted
@@ -85,7 +71,7 @@ class SearchRecord:
             return self._base
         return self._base.with_name(f"{self._base.name}.rank{self.rank}")
 
-    def add(self, key: str, scores: SearchScores) -> None:
+    def add(self, key: str, scores: Scores) -> None:
         """Note what an evaluation gave."""
         self.scores[key] = scores
         self._write(self._own)

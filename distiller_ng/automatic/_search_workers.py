@@ -14,10 +14,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-from distiller_ng.automatic._search_record import SearchScores, as_scores
 from distiller_ng.automatic._search_space import Genome, SearchSpace
 from distiller_ng.automatic.candidates import Candidates
 from distiller_ng.errors import ArgumentError
+from distiller_ng.ops.scores import Scores, as_scores
 
 __all__ = ["Evaluate", "Evaluator"]
 
@@ -35,7 +35,7 @@ class Evaluator:
     def __init__(self, candidates: Candidates, space: SearchSpace, evaluate: Evaluate) -> None:
         self.candidates, self.space, self.evaluate = candidates, space, evaluate
 
-    def one(self, genome: Genome | None) -> SearchScores:
+    def one(self, genome: Genome | None) -> Scores:
         """The scores of one candidate; None is the model as it is."""
         model = self.candidates.build({} if genome is None else self.space.choices(genome)).eval()
         key = "original" if genome is None else genome.key
@@ -44,7 +44,7 @@ class Evaluator:
             return as_scores(self.evaluate(model))
 
     @contextmanager
-    def pool(self, processes: int) -> Iterator[Callable[[Sequence[Genome | None]], Iterator[tuple[Any, SearchScores]]]]:
+    def pool(self, processes: int) -> Iterator[Callable[[Sequence[Genome | None]], Iterator[tuple[Any, Scores]]]]:
         """A function that measures candidates, in as many processes, as they are ready.
 
         Raises :class:`ArgumentError` for what cannot be sent to another process, and for processes that die.
@@ -70,7 +70,7 @@ class Evaluator:
             raise ArgumentError(message, argument=("processes",)) from error
 
 
-def _measured(pool: ProcessPoolExecutor, genomes: Sequence[Genome | None]) -> Iterator[tuple[Any, SearchScores]]:
+def _measured(pool: ProcessPoolExecutor, genomes: Sequence[Genome | None]) -> Iterator[tuple[Any, Scores]]:
     tasks = {pool.submit(_one, genome): genome for genome in genomes}
     for task in as_completed(tasks):
         try:
@@ -88,5 +88,5 @@ def _start(given: Evaluator, threads: int) -> None:
     _STATE["evaluator"] = given
 
 
-def _one(genome: Genome | None) -> SearchScores:
+def _one(genome: Genome | None) -> Scores:
     return _STATE["evaluator"].one(genome)

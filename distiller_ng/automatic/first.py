@@ -103,8 +103,8 @@ def first_schedule(
     :data:`~distiller_ng.automatic._first_target.TECHNIQUES` ("weights", "2:4", "filters", "int8", "weights+int8",
     "filters+int8"); by default what fits the target: filters for macs and latency, as zeros save a dense runtime no
     work; for size 8 bits where they are enough and close, zeros above, both together below. ``epochs``: how long the
-    schedule lasts. ``evaluate(model=model) -> (top1, top5, loss)`` measures how much each layer tolerates, at
-    ``levels``, within about ``seconds``, by ``processes`` at once; without it, the change of the outputs on random
+    schedule lasts. ``evaluate(model=model) -> top1`` or ``(top1, top5, loss)`` measures how much each layer tolerates,
+    at ``levels``, within about ``seconds``, by ``processes`` at once; without it, the change of the outputs on random
     input does (the comments say so). Each layer's level comes from these measurements
     (:func:`~distiller_ng.automatic._first_allocation.allocate`) within what the literature advises for first, last and
     depthwise layers; tied filters have one level. The model is left as it was.

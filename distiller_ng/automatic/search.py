@@ -13,7 +13,7 @@ from torch import nn
 
 from distiller_ng.automatic._search_budget import Budget, check_budget
 from distiller_ng.automatic._search_latency import latency_share
-from distiller_ng.automatic._search_record import SearchRecord, SearchScores, heading_of
+from distiller_ng.automatic._search_record import SearchRecord, heading_of
 from distiller_ng.automatic._search_seeds import random_genome, ranked_genomes, uniform_genomes
 from distiller_ng.automatic._search_space import Genome, SearchSpace
 from distiller_ng.automatic._search_workers import Evaluate, Evaluator
@@ -22,6 +22,7 @@ from distiller_ng.automatic.search_result import SearchCandidate, SearchResult, 
 from distiller_ng.errors import ArgumentError, DistillerError
 from distiller_ng.graph.inputs import ExampleInputsLike
 from distiller_ng.names import ALL_PRUNABLE
+from distiller_ng.ops.scores import Scores
 from distiller_ng.pruning.importance.base import ImportanceLike
 from distiller_ng.reports.sensitivity.workers import gather
 
@@ -101,7 +102,7 @@ def search_compression(
         return search.run(measure)
 
 
-Measure = Callable[[Sequence[Genome | None]], Iterable[tuple[Genome | None, SearchScores]]]
+Measure = Callable[[Sequence[Genome | None]], Iterable[tuple[Genome | None, Scores]]]
 
 
 class _Search:
@@ -208,7 +209,7 @@ class _Search:
             raise DistillerError(f"the evaluation failed on rank {ranks}, which says why")
         self.record.share()
 
-    def _tell(self, genome: Genome | None, scores: SearchScores) -> None:
+    def _tell(self, genome: Genome | None, scores: Scores) -> None:
         self._done += 1
         total = 1 + self.population * (self.generations + 1)
         left = total - sum(key in self.record.scores for key in ("original", *(one.key for one in self.thought)))

@@ -14,11 +14,21 @@ from distiller_ng.apputils import load_data
 from distiller_ng.apputils.classifier_loops import test
 from distiller_ng.apputils.classifier_task import PartOf
 from distiller_ng.cli._loaders import add_loaders_argument, own_loaders
-from distiller_ng.cli._models import GivenModel, called, named_object
+from distiller_ng.cli._models import GivenModel
 from distiller_ng.cli._numbers import fraction, whole
+from distiller_ng.cli._own_code import called, named_object
 from distiller_ng.errors import ArgumentError
+from distiller_ng.ops.scores import Scores, as_scores
 
-__all__ = ["Evaluation", "LoaderEvaluation", "OwnEvaluation", "add_data_arguments", "calibration_batches", "evaluation"]
+__all__ = [
+    "Evaluation",
+    "LoaderEvaluation",
+    "OwnEvaluation",
+    "add_data_arguments",
+    "add_evaluate_argument",
+    "calibration_batches",
+    "evaluation",
+]
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +39,15 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("-b", "--batch-size", type=whole(1), default=256, metavar="N", help="samples (default: 256)")
     group.add_argument(
         "--data-fraction", type=fraction, default=1.0, metavar="F", help="part of the data to use (default: 1.0)"
+    )
+
+
+def add_evaluate_argument(parser: argparse.ArgumentParser, what: str = "") -> None:
+    """Add ``--evaluate``; ``what`` ends its help."""
+    parser.add_argument(
+        "--evaluate",
+        metavar="FILE.PY:FUNCTION",
+        help=f"your own: function(model) -> top-1 in percent, or (top1, top5, loss){what}",
     )
 
 
@@ -87,9 +106,10 @@ class OwnEvaluation:
 
     text: str
 
-    def __call__(self, model: nn.Module) -> Any:
-        """Call it."""
-        return called(partial(named_object(self.text, "--evaluate"), model), f"--evaluate {self.text}")
+    def __call__(self, model: nn.Module) -> Scores:
+        """Call it. Raises :class:`ArgumentError` when it fails, and for what is no accuracy."""
+        what = f"--evaluate {self.text}"
+        return as_scores(called(partial(named_object(self.text, "--evaluate"), model), what), what)
 
 
 def evaluation(options: argparse.Namespace, given: GivenModel) -> Evaluation | OwnEvaluation:

@@ -7,7 +7,8 @@ from typing import Any
 
 from distiller_ng.apputils import load_data
 from distiller_ng.apputils.classifier_task import Loaders, PartOf
-from distiller_ng.cli._models import GivenModel, called, named_object
+from distiller_ng.cli._models import GivenModel
+from distiller_ng.cli._own_code import called, named_object
 from distiller_ng.errors import ArgumentError
 
 __all__ = ["add_loaders_argument", "dataset_loaders", "own_loaders", "required_loaders"]

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
-import importlib.util
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +16,8 @@ from distiller_ng.apputils import (
     load_lean_checkpoint,
 )
 from distiller_ng.checkpoint.files import read_file
-from distiller_ng.errors import ArgumentError, did_you_mean
+from distiller_ng.cli._own_code import SEED, called, in_one_line, named_object
+from distiller_ng.errors import ArgumentError
 from distiller_ng.models import create_model, load_weights_
 from distiller_ng.models.weights import read_state_dict
 
@@ -27,28 +25,10 @@ __all__ = [
     "GivenModel",
     "add_model_arguments",
     "add_teacher_argument",
-    "called",
     "given_model",
     "given_teachers",
-    "named_object",
     "required_model",
 ]
-
-_SEED = 0
-#: What importing, building and running code of the user's may raise; none of it deserves a traceback through ours.
-_USER_CODE = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    NameError,
-    OSError,
-    RuntimeError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +47,7 @@ class GivenModel:
         """
         if self.input_shape is None:
             raise ArgumentError(f"{self.name}: give the shape of its input, e.g. --input-shape 1,3,32,32")
-        generator = torch.Generator().manual_seed(_SEED)
+        generator = torch.Generator().manual_seed(SEED)
         examples = [torch.randn(self.input_shape, generator=generator)]
         tables = [module.num_embeddings for module in self.model.modules() if isinstance(module, nn.Embedding)]
         if tables:
@@ -77,12 +57,12 @@ class GivenModel:
             try:
                 with torch.no_grad():
                     self.model(example)
-            except _USER_CODE as error:
+            except Exception as error:
                 failures.append(error)
             else:
                 return example
         shape = ",".join(map(str, self.input_shape))
-        message = f"{self.name} does not run on input of shape {shape}: {_one_line(failures[-1])}"
+        message = f"{self.name} does not run on input of shape {shape}: {in_one_line(failures[-1])}"
         raise ArgumentError(message) from failures[-1]
 
     def example_or_none(self) -> tuple[Tensor, ...] | None:
@@ -157,7 +137,7 @@ def given_model(options: argparse.Namespace) -> GivenModel | None:
         if given:
             raise ArgumentError(f"{given[0]} needs a model: --model package.module:factory, or --arch NAME")
         return None
-    seed = getattr(options, "seed", None) or _SEED
+    seed = getattr(options, "seed", None) or SEED
     if options.arch is not None:
         dataset = options.dataset or classification_dataset_str_from_arch(options.arch)
         model, name = _of_the_zoo(dataset, options.arch, seed), f"{options.arch} for {dataset}"
@@ -172,7 +152,7 @@ def given_model(options: argparse.Namespace) -> GivenModel | None:
     return GivenModel(model.eval(), name, _checked_shape(shape, name), dataset)
 
 
-def _of_the_zoo(dataset: str, arch: str, seed: int = _SEED) -> nn.Module:
+def _of_the_zoo(dataset: str, arch: str, seed: int = SEED) -> nn.Module:
     """With the same random weights in every run."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -200,101 +180,12 @@ def _checked_shape(shape: Any, name: str) -> tuple[int, ...] | None:
     return tuple(shape)
 
 
-# -- the user's own ----------------------------------------------------------------------------------------------------
-
-
-def named_object(text: str, flag: str) -> Any:
-    """What ``package.module:name`` or ``file.py:name`` means; ``flag`` is the option, for messages.
-
-    Raises :class:`ArgumentError` for a module or file that cannot be imported, and a name that is not in it.
-    """
-    place, colon, name = text.rpartition(":")
-    if not colon or not place or not name:
-        raise ArgumentError(f"{flag} {text}: write package.module:name or file.py:name, e.g. mynet.py:MyNet")
-    module = _from_file(Path(place).expanduser(), flag) if place.endswith(".py") else _imported(place, flag)
-    return _found(module, name, f"{flag} {text}")
-
-
-def called(factory: Any, what: str, *, seed: int = _SEED) -> Any:
-    """The result of a function of the user's without arguments; ``what`` begins messages.
-
-    Torch's generator has this seed inside, and is as it was afterwards.
-
-    Raises :class:`ArgumentError` for what cannot be called, and when it fails.
-    """
-    if not callable(factory):
-        raise ArgumentError(f"{what} is a {type(factory).__name__}, not a class or function")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        try:
-            return factory()
-        except _USER_CODE as error:
-            raise ArgumentError(f"{what}() failed: {_one_line(error)}") from error
-
-
-def _own_model(text: str, flag: str, seed: int = _SEED) -> nn.Module:
+def _own_model(text: str, flag: str, seed: int = SEED) -> nn.Module:
     found = named_object(text, flag)
     built = found if isinstance(found, nn.Module) else called(found, f"{flag} {text}", seed=seed)
     if not isinstance(built, nn.Module):
         raise ArgumentError(f"{flag} {text}() returned a {type(built).__name__}, not a torch.nn.Module")
     return built
-
-
-def _found(module: Any, name: str, what: str) -> Any:
-    found = module
-    for part in name.split("."):
-        if not hasattr(found, part):
-            names = [known for known in vars(module) if not known.startswith("_")]
-            raise ArgumentError(f"{what}: there is no {name!r} in it. {did_you_mean(name, names)}")
-        found = getattr(found, part)
-    return found
-
-
-def _imported(name: str, flag: str) -> Any:
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)  # as `python -m` does
-    try:
-        return importlib.import_module(name)
-    except _USER_CODE as error:
-        hint = ""
-        if isinstance(error, ModuleNotFoundError) and Path(f"{name}.py").exists():
-            hint = f". Did you mean {name}.py:...?"
-        raise ArgumentError(f"{flag}: {name} cannot be imported: {_one_line(error)}{hint}") from error
-
-
-def _from_file(path: Path, flag: str) -> Any:
-    if not path.is_file():
-        raise ArgumentError(f"{flag}: there is no file {str(path)!r}")
-    folder = str(path.parent.resolve())
-    if folder not in sys.path:
-        sys.path.insert(0, folder)  # so that it may import its neighbours, and worker processes find it
-    name = path.stem
-    if not name.isidentifier():
-        name = f"distiller_ng_model_{abs(hash(str(path.resolve())))}"
-    loaded = sys.modules.get(name)
-    if loaded is not None and Path(getattr(loaded, "__file__", None) or "").resolve() == path.resolve():
-        return loaded
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ArgumentError(f"{flag}: {path} is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    before = sys.modules.get(name)
-    sys.modules[name] = module  # dataclasses and pickle look it up
-    try:
-        spec.loader.exec_module(module)
-    except _USER_CODE as error:
-        del sys.modules[name]
-        raise ArgumentError(f"{flag}: {path} cannot be imported: {_one_line(error)}") from error
-    finally:
-        if before is not None:
-            sys.modules[name] = before
-    return module
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _shape(text: str) -> tuple[int, ...]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from distiller_ng.errors import ArgumentError
 from distiller_ng.ops.files import write_text_atomically
 
-__all__ = ["add_run_argument", "given_run", "keep_benchmark", "keep_quantization", "top1_of"]
+__all__ = ["add_run_argument", "given_run", "keep_benchmark", "keep_quantization"]
 
 
 def add_run_argument(parser: argparse.ArgumentParser) -> None:
@@ -44,20 +44,6 @@ def keep_benchmark(folder: Path, result: Mapping[str, Any]) -> Path:
 def keep_quantization(folder: Path, content: Mapping[str, Any]) -> Path:
     """Write ``quantization.json``: layers with their bits, and what was written."""
     return _write(folder / "quantization.json", content)
-
-
-def top1_of(measure: Callable[[Any], Any], model: Any) -> float:
-    """What a function of the user's gives: top-1 in percent, alone or first of ``(top1, top5, loss)``.
-
-    Raises :class:`ArgumentError` for anything else.
-    """
-    found = measure(model)
-    value = found[0] if isinstance(found, Sequence) and not isinstance(found, str) and found else found
-    item = getattr(value, "item", None)
-    plain = item() if callable(item) else value
-    if isinstance(plain, bool) or not isinstance(plain, int | float) or not 0 <= plain <= 100:
-        raise ArgumentError(f"--evaluate must return top-1 in percent, or (top1, top5, loss); got {found!r}")
-    return float(plain)
 
 
 def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:

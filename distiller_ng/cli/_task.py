@@ -17,7 +17,8 @@ from distiller_ng.apputils.classifier_batches import Criterion
 from distiller_ng.apputils.classifier_task import Task
 from distiller_ng.apputils.log_setup import close_pylogger
 from distiller_ng.cli._loaders import required_loaders
-from distiller_ng.cli._models import GivenModel, called, given_teachers, named_object
+from distiller_ng.cli._models import GivenModel, given_teachers
+from distiller_ng.cli._own_code import called, named_object
 from distiller_ng.errors import ArgumentError
 from distiller_ng.graph.inputs import ExampleInputs
 

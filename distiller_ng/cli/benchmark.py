@@ -13,11 +13,11 @@ import torch
 from torch import nn
 
 from distiller_ng.apputils import classification_dataset_str_from_arch
-from distiller_ng.cli._data import Evaluation, OwnEvaluation, add_data_arguments, evaluation
+from distiller_ng.cli._data import Evaluation, OwnEvaluation, add_data_arguments, add_evaluate_argument, evaluation
 from distiller_ng.cli._models import GivenModel, add_model_arguments, given_model
 from distiller_ng.cli._numbers import above_zero, whole
 from distiller_ng.cli._printing import add_json_argument, print_json
-from distiller_ng.cli._run_dir import add_run_argument, given_run, keep_benchmark, top1_of
+from distiller_ng.cli._run_dir import add_run_argument, given_run, keep_benchmark
 from distiller_ng.cli.base import COMMANDS, Command
 from distiller_ng.errors import ArgumentError, DistillerError
 from distiller_ng.export import benchmark_model
@@ -47,9 +47,7 @@ class BenchmarkCommand(Command):
         parser.add_argument("--seconds", type=above_zero, default=2.0, metavar="S", help="for each batch size (2)")
         parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="default: wall")
         parser.add_argument("--no-memory", action="store_true", help="do not measure memory: no processes are started")
-        parser.add_argument(
-            "--evaluate", metavar="PKG.MOD:FUNCTION", help="your own: accuracy(model) -> top-1 in percent, of each"
-        )
+        add_evaluate_argument(parser, ", for each of them")
         parser.add_argument("--top1", action="store_true", help="top-1 of each on the test images of --dataset")
         add_run_argument(parser)
         add_json_argument(parser)
@@ -86,7 +84,7 @@ class BenchmarkCommand(Command):
         )
         content = json.loads(result.to_json())
         if measure is not None:
-            content["top1"] = {name: top1_of(measure, _running(one, options)) for name, one in models.items()}
+            content["top1"] = {name: measure(_running(one, options))[0] for name, one in models.items()}
         if options.json:
             print_json(content)
         else:

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from distiller_ng.automatic._first_target import TECHNIQUES
 from distiller_ng.automatic.first import FirstSchedule, first_schedule
-from distiller_ng.cli._data import Evaluation, OwnEvaluation, add_data_arguments, evaluation
+from distiller_ng.cli._data import Evaluation, OwnEvaluation, add_data_arguments, add_evaluate_argument, evaluation
 from distiller_ng.cli._models import GivenModel, add_model_arguments, required_model
 from distiller_ng.cli._numbers import above_zero, whole
 from distiller_ng.cli._printing import add_json_argument, print_json
@@ -50,11 +50,9 @@ class InitCommand(Command):
         parser.add_argument("--epochs", type=whole(1), default=20, metavar="N", help="of the training (default: 20)")
         parser.add_argument("-o", "--output", metavar="FILE", help="write it there (default: standard output)")
         parser.add_argument("--force", action="store_true", help="overwrite FILE")
-        parser.add_argument(
-            "--evaluate",
-            metavar="PKG.MOD:FUNCTION",
-            help="your own: function(model) -> (top1, top5, loss), percent. Without it, --loaders and "
-            "--dataset the change of the outputs on random input stands in for accuracy",
+        add_evaluate_argument(
+            parser,
+            ". Without it, --loaders and --dataset the change of the outputs on random input stands in for accuracy",
         )
         parser.add_argument(
             "--levels",

@@ -8,9 +8,13 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, NoReturn, TextIO
 
+import torch
+
+import distiller_ng
 from distiller_ng.apputils.guard import INTERRUPTED
+from distiller_ng.cli._own_code import in_one_line
 from distiller_ng.cli.base import COMMANDS
-from distiller_ng.errors import DistillerError, ScheduleWarning
+from distiller_ng.errors import DistillerError, ScheduleWarning, nearest
 
 __all__ = ["main", "make_parser"]
 
@@ -19,6 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command: ``distiller-ng recipe translate recipe.md``; returns the exit status.
 
     0: done, 1: the input is wrong (every problem is printed to standard error), 2: the command line is, 130: Ctrl-C.
+    What nothing foresaw, such as an exception of the user's own data set in the middle of a run, is one line, too;
+    ``distiller-ng --traceback COMMAND ...`` shows where it came from.
     """
     options = make_parser().parse_args(arguments)
     with warnings.catch_warnings():
@@ -35,12 +41,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             sys.stderr.write("interrupted\n")
             return INTERRUPTED
+        except Exception as error:
+            if options.traceback:
+                raise
+            sys.stderr.write(f"{in_one_line(error)}; distiller-ng --traceback {options.command} ... shows more\n")
         return 1
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of every command; ``parse_args(words).run`` does what the words say."""
-    parser = _OneLineParser(prog="distiller-ng", description="Compress PyTorch models while they train.")
+    parser = _OneLineParser(
+        prog="distiller-ng", description="Compress PyTorch models while they train.", allow_abbrev=False
+    )
+    parser.add_argument(
+        "--version", action="version", version=f"distiller-ng {distiller_ng.__version__}, torch {torch.__version__}"
+    )
+    parser.add_argument("--traceback", action="store_true", help="show where an error that nothing foresaw comes from")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for entry in COMMANDS:
         command = entry.cls()
@@ -50,6 +66,7 @@ def make_parser() -> argparse.ArgumentParser:
             description=command.help,
             epilog=f"example:\n  {command.example}" if command.example else None,
             formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,  # --loader shall not be taken for --loaders
         )
         command.configure(own)
         own.set_defaults(run=command.run)
@@ -58,6 +75,16 @@ def make_parser() -> argparse.ArgumentParser:
 
 class _OneLineParser(argparse.ArgumentParser):
     """Says in one line what is wrong: the usage of a command with twenty options would bury it."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """As argparse does, but a command refuses what it does not know itself: it can name what is near."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            words = [word.partition("=")[0] for word in unknown if word.startswith("-")]
+            close = nearest(words[0], self._option_string_actions) if words else []
+            hint = f"; did you mean {' or '.join(close)}?" if close else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        return found, []
 
     def error(self, message: str) -> NoReturn:
         """End with status 2."""

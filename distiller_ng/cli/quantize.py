@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from torch import nn
 
-from distiller_ng.cli._data import Evaluation, OwnEvaluation, add_data_arguments, calibration_batches, evaluation
+from distiller_ng.cli._data import (
+    Evaluation,
+    OwnEvaluation,
+    add_data_arguments,
+    add_evaluate_argument,
+    calibration_batches,
+    evaluation,
+)
 from distiller_ng.cli._models import add_model_arguments, required_model
 from distiller_ng.cli._numbers import whole
 from distiller_ng.cli._printing import add_json_argument, print_json
 from distiller_ng.cli._run_dir import add_run_argument, given_run, keep_quantization
 from distiller_ng.cli.base import COMMANDS, Command
 from distiller_ng.cli.export import report_data
-from distiller_ng.errors import ArgumentError
 from distiller_ng.export import EXPORTERS
 from distiller_ng.export.automatic import quantize
 
@@ -44,9 +49,7 @@ class QuantizeCommand(Command):
         parser.add_argument("--bits-activations", type=whole(2), default=8, metavar="N", help="default: 8")
         parser.add_argument("--weights-only", action="store_true", help="activations stay in floating point")
         parser.add_argument("--effort", choices=("fast", "normal", "high"), default="normal", help="default: normal")
-        parser.add_argument(
-            "--evaluate", metavar="PKG.MOD:FUNCTION", help="measure both: function(model) -> (top1, top5, loss)"
-        )
+        add_evaluate_argument(parser, ", of the model and of the file in its runtime")
         parser.add_argument("--samples", type=whole(1), default=512, metavar="N", help="to calibrate with (512)")
         parser.add_argument("--min-sqnr", type=float, metavar="DB", help="more bits for layers until this is met")
         parser.add_argument("--min-agreement", type=float, metavar="F", help="the same for equal top-1 decisions, 0..1")
@@ -88,11 +91,6 @@ class QuantizeCommand(Command):
 
 
 def _accuracy(measure: Evaluation | OwnEvaluation, model: nn.Module, written: Any) -> dict[str, dict[str, float]]:
-    """Scores of the model and of the file, in percent; raises :class:`ArgumentError` for results of another kind."""
-    found = {}
-    for name, one in (("model", model), ("file", written)):
-        scores = measure(one)
-        if not isinstance(scores, Sequence) or len(scores) != 3 or not all(isinstance(s, int | float) for s in scores):
-            raise ArgumentError(f"--evaluate must return (top1, top5, loss), three numbers, got {scores!r}")
-        found[name] = dict(zip(("top1", "top5", "loss"), map(float, scores), strict=True))
-    return found
+    """Scores of the model and of the file, in percent."""
+    names = ("top1", "top5", "loss")
+    return {which: dict(zip(names, measure(one), strict=True)) for which, one in (("model", model), ("file", written))}

@@ -11,7 +11,7 @@ from distiller_ng.automatic.candidates import GROUPS
 from distiller_ng.automatic.search import search_compression
 from distiller_ng.automatic.search_picture import layers_table, overview_table, pareto_table, search_to_picture
 from distiller_ng.automatic.search_result import SearchResult
-from distiller_ng.cli._data import add_data_arguments, evaluation
+from distiller_ng.cli._data import add_data_arguments, add_evaluate_argument, evaluation
 from distiller_ng.cli._models import add_model_arguments, required_model
 from distiller_ng.cli._numbers import whole
 from distiller_ng.cli._printing import add_json_argument, print_json
@@ -64,9 +64,7 @@ class SearchCommand(Command):
             "--generations", type=whole(0), default=10, metavar="N", help="after the first (default: 10)"
         )
         parser.add_argument("--seed", type=whole(0), default=0, metavar="N", help="of chance (default: 0)")
-        parser.add_argument(
-            "--evaluate", metavar="PKG.MOD:FUNCTION", help="your own: function(model) -> top1, or (top1, top5, loss)"
-        )
+        add_evaluate_argument(parser)
         parser.add_argument("--results-file", metavar="PATH", help="JSON to go on from after an interruption")
         parser.add_argument("--processes", type=whole(1), default=1, metavar="N", help="that many evaluate at once")
         parser.add_argument("-o", "--output", metavar="FILE", help="write a schedule with what was found")

@@ -7,7 +7,7 @@ import sys
 from typing import Any, ClassVar
 
 from distiller_ng.apputils.classifier_sensitivity import sensitivity_levels
-from distiller_ng.cli._data import add_data_arguments, evaluation
+from distiller_ng.cli._data import add_data_arguments, add_evaluate_argument, evaluation
 from distiller_ng.cli._models import add_model_arguments, required_model
 from distiller_ng.cli._numbers import whole
 from distiller_ng.cli._printing import add_json_argument, print_json
@@ -59,9 +59,7 @@ class SensitivityCommand(Command):
         parser.add_argument("--png", metavar="PATH", help="draw a line for each parameter")
         parser.add_argument("--results-file", metavar="PATH", help="JSON to go on from after an interruption")
         parser.add_argument("--processes", type=whole(1), default=1, metavar="N", help="that many measure at once")
-        parser.add_argument(
-            "--evaluate", metavar="PKG.MOD:FUNCTION", help="your own: function(model) -> (top1, top5, loss)"
-        )
+        add_evaluate_argument(parser)
         add_json_argument(parser)
         add_model_arguments(parser)
         add_data_arguments(parser)

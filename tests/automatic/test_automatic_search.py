@@ -348,7 +348,7 @@ def test_mistakes_are_told(budget, settings, text):
 def test_other_mistakes():
     with pytest.raises(ArgumentError, match="evaluate is a function"):
         search_compression(net(), X[:1], 97.0, {"macs": 0.5})
-    with pytest.raises(ArgumentError, match=r"accuracy, or \(top1, top5, loss\), got 'good'"):
+    with pytest.raises(ArgumentError, match=r"top-1 in percent, or \(top1, top5, loss\).*got 'good'"):
         search_compression(net(), X[:1], lambda model: "good", {"macs": 0.5})
     with pytest.raises(TargetError, match=r"conv9"):
         search_compression(net(), X[:1], agreement, {"macs": 0.5}, params=["conv9.weight"])

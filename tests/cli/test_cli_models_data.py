@@ -25,7 +25,7 @@ def scores(model):
 
 
 def wrong(model):
-    return 3
+    return 3, 4
 
 
 def fails(model):
@@ -103,7 +103,10 @@ def test_sensitivity_in_processes(folder, own, data, capsys):
         ([], "say what data it takes: --dataset NAME, or --evaluate"),
         (["--evaluate", "tiny_data.py:nope"], "there is no 'nope' in it"),
         (["--evaluate", "tiny_data.py:value"], "--evaluate tiny_data.py:value is no function"),
-        (["--evaluate", "tiny_data.py:wrong"], "must return (top1, top5, loss), got 3"),
+        (
+            ["--evaluate", "tiny_data.py:wrong"],
+            "must return top-1 in percent, or (top1, top5, loss), like 93.1 or (93.1, 99.8, 0.25); got (3, 4)",
+        ),
         (["--evaluate", "tiny_data.py:fails"], "--evaluate tiny_data.py:fails() failed: RuntimeError: no data"),
         (["--evaluate", "tiny_data.py:scores", "--sense-range", "1", "0", "1"], "--sense-range 1 0 1: give"),
         (["--evaluate", "tiny_data.py:scores", "--group", "bits", "--bits", "1"], "1"),

@@ -127,7 +127,7 @@ def test_a_failure_on_a_rank_ends_all(data, own):
             ["--budget", "macs=0.5", "--evaluate", "my_data.py:fails"],
             "my_data.py:fails() failed: RuntimeError: no data",
         ),
-        (["--budget", "macs=0.5", "--evaluate", "my_data.py:says"], "must return the accuracy"),
+        (["--budget", "macs=0.5", "--evaluate", "my_data.py:says"], "must return top-1 in percent"),
         (["--budget", "macs=0.5", "--evaluate", "my_data.py:number"], "is no function"),
         (["--budget", "macs=0.5", "--evaluate", "my_data.py:nothing"], "there is no 'nothing' in it"),
     ],

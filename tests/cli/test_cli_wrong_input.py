@@ -8,7 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from conftest_cli import fails_with
 
+import distiller_ng
 from distiller_ng.cli.base import COMMANDS
 from distiller_ng.cli.main import main
 
@@ -65,3 +68,47 @@ def test_a_wrong_command_line_is_one_line(name, capsys):
     assert caught.value.code == 2
     assert len(err.splitlines()) == 1 and err.startswith("distiller-ng"), err
     assert "--help" in err
+
+
+def test_an_option_that_is_nearly_right_is_told(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--model", "a.py:B", "--epochz", "3"])
+    assert "unrecognized arguments: --epochz; did you mean --epochs" in capsys.readouterr().err
+
+
+def test_an_option_is_not_taken_for_a_longer_one(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--loader", "tiny_data.py:batches"])  # --loaders takes something else
+    assert "unrecognized arguments: --loader" in capsys.readouterr().err
+
+
+def test_the_version(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"distiller-ng {distiller_ng.__version__}, torch {torch.__version__}\n"
+
+
+def test_what_nothing_foresaw_is_one_line_and_a_traceback_on_request(folder, capsys):
+    (folder / "odd.py").write_text("def batches():\n    for number in range(3):\n        yield number / 0\n")
+    words = ["quantize", *OWN, "--loader", "odd.py:batches", "-o", "int8.onnx"]
+    fails_with(capsys, words, "ZeroDivisionError: division by zero (odd.py:3); distiller-ng --traceback quantize")
+    with pytest.raises(ZeroDivisionError):
+        main(["--traceback", *words])
+    assert not (folder / "int8.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "class Odd(Exception):\n    pass\n\n\ndef make():\n    raise Odd('no width')\n",
+            "Odd: no width (broken.py:6)",
+        ),
+        ("import sys\n\nsys.exit(0)\n", "it ends the program; put what it runs as a script below: if __name__"),
+        ("import torch\n\ntorch.ones(2) @ torch.ones(3)\n", "(broken.py:3)"),
+    ],
+)
+def test_code_of_the_users_that_fails_says_where(folder, capsys, text, said):
+    (folder / "broken.py").write_text(text)
+    fails_with(capsys, ["summary", "sparsity", "--model", "broken.py:make"], said)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import copy
 import io
-import os
 import pickle
 import warnings
-from datetime import timedelta
 
 import pytest
 import torch
-import torch.multiprocessing as mp
+from replicas import in_two_processes
 from torch import nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
@@ -382,10 +380,6 @@ def test_pruning_beside_distillation_keeps_its_zeros():
 
 
 def _replica(rank, folder):
-    os.environ.update(RANK=str(rank), WORLD_SIZE="2")
-    torch.set_num_threads(1)
-    store = torch.distributed.FileStore(str(folder / "store"), 2)
-    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=60))
     results = {}
     for kind in KINDS:
         for example in (True, False):
@@ -397,13 +391,11 @@ def _replica(rank, folder):
             run.train()
             results[f"{kind} {example}"] = run.weights()
     torch.save(results, folder / f"{rank}.pt")
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_two_replicas_keep_the_same_weights(tmp_path):
-    mp.spawn(_replica, args=(tmp_path,), nprocs=2)
+    in_two_processes(_replica, tmp_path)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     assert len(first) == 2 * len(KINDS)
     for name, ours in first.items():
@@ -540,19 +532,14 @@ CASES = [(kind, leave_out) for kind in ("layers", "mutual") for leave_out in (Fa
 
 
 def _half(rank, folder):
-    torch.set_num_threads(1)
-    store = torch.distributed.FileStore(str(folder / "store"), 2)
-    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=60))
     results = {f"{kind} {leave_out}": _train_part(kind, rank, 2, leave_out) for kind, leave_out in CASES}
     if rank == 0:
         torch.save(results, folder / "halves.pt")
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_two_replicas_equal_one_process_on_the_whole_batch(tmp_path):
-    mp.spawn(_half, args=(tmp_path,), nprocs=2)
+    in_two_processes(_half, tmp_path)
     halves = torch.load(tmp_path / "halves.pt", weights_only=True)
     for kind, leave_out in CASES:
         for a, b in zip(halves[f"{kind} {leave_out}"], _train_part(kind, 0, 1, leave_out), strict=True):

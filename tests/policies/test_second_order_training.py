@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import io
-import os
 
 import pytest
 import torch
-import torch.multiprocessing as mp
+from replicas import in_two_processes
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
@@ -176,9 +175,8 @@ def test_adam_and_weights_that_are_masked_by_another_pruner_too():
 
 @pytest.mark.slow
 def test_gradients_of_replicas_are_averaged_and_weights_stay_equal(tmp_path):
-    path = tmp_path / "out"
-    mp.spawn(_replica, args=(str(tmp_path / "store"), str(path)), nprocs=2)
-    found = [torch.load(f"{path}{rank}", weights_only=True) for rank in range(2)]
+    in_two_processes(_replica, tmp_path)
+    found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     assert found[0].keys() == found[1].keys()
     assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
     # Both halves of each batch together give what one process computes on the whole batches.
@@ -198,10 +196,7 @@ def whole_batches():
     return [(torch.randn(8, 6, generator=generator), torch.randint(0, 3, (8,), generator=generator)) for _ in range(6)]
 
 
-def _replica(rank, store, path):
-    torch.set_num_threads(1)
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+def _replica(rank, folder):
     model = DistributedDataParallel(made())
     scheduler = distiller.CompressionScheduler(model)
     pruner = OBSPruner("p", sparsity=0.5, num_grads=6, fisher_block_size=6)
@@ -209,5 +204,4 @@ def _replica(rank, store, path):
     scheduler.grad_sampler = [(x[rank::2], y[rank::2]) for x, y in whole_batches()]
     scheduler.on_epoch_begin(0)
     scheduler.masks.apply_changes_()
-    torch.save(model.state_dict(), f"{path}{rank}")
-    torch.distributed.destroy_process_group()
+    torch.save(model.state_dict(), folder / f"{rank}.pt")

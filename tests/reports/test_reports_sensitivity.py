@@ -6,8 +6,8 @@ import json
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.multiprocessing
+from replicas import in_two_processes
 from torch import nn
 
 from distiller_ng.errors import ArgumentError, TargetError
@@ -113,7 +113,7 @@ def test_a_file_of_other_weights_or_another_group_is_refused(tmp_path):
         (("0.wait", [0.5], sum_of_magnitudes), TargetError, "Did you mean '0.weight'"),
         (("0.bias", [0.5], sum_of_magnitudes), ArgumentError, "no parameters with two dimensions"),
         (("0.weight", [], sum_of_magnitudes), ArgumentError, "no levels"),
-        (("0.weight", [0.5], lambda model: 3), ArgumentError, "must return"),
+        (("0.weight", [0.5], lambda model: "3"), ArgumentError, "must return"),
         (("0.weight", [0.5], lambda model: (1, 2)), ArgumentError, "must return"),
     ],
 )
@@ -145,8 +145,7 @@ def test_processes_measure_the_same():
     assert found == wanted
 
 
-def _rank(rank: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+def _rank(rank, folder):
     calls = []
 
     def counted(model: nn.Module) -> tuple[float, float, float]:
@@ -157,13 +156,11 @@ def _rank(rank: int, folder: str) -> None:
         network(), "0.weight", [0.0, 0.5, 1.0], counted, results_file=f"{folder}/found.json"
     )
     torch.save({"found": found, "calls": len(calls)}, f"{folder}/rank{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_ranks_share_the_measurements(tmp_path):
-    torch.multiprocessing.spawn(_rank, (str(tmp_path),), nprocs=2)
+    in_two_processes(_rank, tmp_path)
     results = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
     assert [one["calls"] for one in results] == [2, 1]
     wanted = perform_sensitivity_analysis(network(), "0.weight", [0.0, 0.5, 1.0], sum_of_magnitudes)

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from distiller_ng.errors import ArgumentError, DistillerError, listed
 from distiller_ng.names import ParameterIndex, unwrap
 from distiller_ng.ops.files import write_text_atomically
+from distiller_ng.ops.scores import Scores, as_scores
 from distiller_ng.reports.sensitivity import workers
 from distiller_ng.reports.sensitivity.changes import check_group, check_level, is_measurable
-from distiller_ng.reports.sensitivity.measuring import Cell, TestFunction, as_scores, measure
-from distiller_ng.reports.sensitivity.output import Scores
+from distiller_ng.reports.sensitivity.measuring import Cell, TestFunction, measure
 
 __all__ = ["perform_sensitivity_analysis"]
 

@@ -11,10 +11,10 @@ from typing import TypeAlias
 from distiller_ng.errors import ArgumentError, did_you_mean
 from distiller_ng.ops.files import replacing, write_text_atomically
 from distiller_ng.ops.optional import require
+from distiller_ng.ops.scores import Scores
 
-__all__ = ["Scores", "Sensitivities", "sensitivities_to_csv", "sensitivities_to_png"]
+__all__ = ["Sensitivities", "sensitivities_to_csv", "sensitivities_to_png"]
 
-Scores: TypeAlias = tuple[float, float, float]
 #: ``{parameter: {level: (top1, top5, loss)}}``, top1 and top5 in percent.
 Sensitivities: TypeAlias = Mapping[str, Mapping[float, Scores]]
 

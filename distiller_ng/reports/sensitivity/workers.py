@@ -13,8 +13,8 @@ import torch.distributed as dist
 from torch import nn
 
 from distiller_ng.errors import ArgumentError
+from distiller_ng.ops.scores import Scores
 from distiller_ng.reports.sensitivity.measuring import Cell, TestFunction, measure
-from distiller_ng.reports.sensitivity.output import Scores
 
 __all__ = ["gather", "measure_in_processes", "rank_and_world"]
 

@@ -1,0 +1,33 @@
+"""What an evaluation of the user's returns, in one form (layer 1)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, TypeAlias
+
+from distiller_ng.errors import ArgumentError
+
+__all__ = ["Scores", "as_scores"]
+
+#: ``(top1, top5, loss)``, top1 and top5 in percent; NaN for what the evaluation did not say.
+Scores: TypeAlias = tuple[float, float, float]
+
+
+def as_scores(found: Any, argument: str = "evaluate") -> Scores:
+    """``93.1`` -> ``(93.1, nan, nan)``; ``(93.1, 99.8, 0.25)`` as it is. Tensors of one element are numbers.
+
+    Raises :class:`ArgumentError` for anything else.
+    """
+    try:
+        if isinstance(found, bool | str | bytes | None):
+            raise TypeError
+        if isinstance(found, tuple | list):
+            top1, top5, loss = (float(one) for one in found)
+            return top1, top5, loss
+        return float(found), math.nan, math.nan
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ArgumentError(
+            f"{argument} must return top-1 in percent, or (top1, top5, loss), like 93.1 or (93.1, 99.8, 0.25); "
+            f"got {found!r}",
+            argument=(argument,),
+        ) from error
