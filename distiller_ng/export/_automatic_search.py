@@ -49,6 +49,7 @@ _WORTH_DB = 0.1  # a gain below this is chance
 _EQUALIZE = 0.75
 _PROBED = 16  # samples that sensitivities are estimated with
 _ROUNDS = 6  # of leaving layers in floating point
+_COMPARED = 16  # samples that a file is compared on: on one, a single step of a 4-bit grid is a tenth
 
 
 def search(
@@ -65,6 +66,7 @@ class _Search:
         self.settings, self.base = settings, model
         self.calibration, self.held = data.split(held_back)
         self.example = example_of(data[0]) if example is None else example
+        self.compared = example_of(self.held[0], _COMPARED) if example is None else example
         self.steps: list[str] = []
         try:
             self.expected = self.held.outputs(model)
@@ -100,7 +102,7 @@ class _Search:
         names = quantized_or_none(best.model)
         noise = {name: value for name, value in noise.items() if name in names}
         return Outcome(
-            best.quantizer, best.reference, best.score, self.steps, self.floating, noise, best.done, self.example
+            best.quantizer, best.reference, best.score, self.steps, self.floating, noise, best.done, self.compared
         )
 
     # -- what is observed and decided beforehand ---------------------------------------------------------------------

@@ -85,7 +85,7 @@ class Outcome:
     floating: dict[str, str]
     noise: dict[str, float]
     done: dict[str, set[str]]
-    example: Any
+    compared: Any
 
     @property
     def model(self) -> nn.Module:
@@ -174,14 +174,14 @@ def take_back_(model: nn.Module, before: Mapping[str, Tensor], biased: Mapping[s
             own[key].copy_(value)
 
 
-def example_of(batch: ModelInputs) -> Any:
-    """One sample of a batch, in the form example inputs have."""
+def example_of(batch: ModelInputs, samples: int = 1) -> Any:
+    """The first samples of a batch, in the form example inputs have."""
     size = batch.size
 
-    def one(value: Any) -> Any:
-        return value[:1] if isinstance(value, Tensor) and value.dim() > 0 and len(value) == size else value
+    def part(value: Any) -> Any:
+        return value[:samples] if isinstance(value, Tensor) and value.dim() > 0 and len(value) == size else value
 
-    args, kwargs = tuple(map(one, batch.args)), {key: one(value) for key, value in batch.kwargs.items()}
+    args, kwargs = tuple(map(part, batch.args)), {key: part(value) for key, value in batch.kwargs.items()}
     if not kwargs:
         return args[0] if len(args) == 1 else args
     return kwargs if not args else ExampleInputs(args, kwargs)

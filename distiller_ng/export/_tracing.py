@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -128,7 +129,9 @@ def _at_least_two(inputs: ExampleInputs) -> ExampleInputs:
 def _functional(program: torch.export.ExportedProgram) -> fx.GraphModule:
     """Without in-place operators; convolutions, linear layers and the like stay whole."""
     inline_regions(program.graph_module)
-    module = cast(fx.GraphModule, program.run_decompositions({}).module())
+    with warnings.catch_warnings():  # what torch deprecates in its own calls
+        warnings.simplefilter("ignore", FutureWarning)
+        module = cast(fx.GraphModule, program.run_decompositions({}).module())
     for node in module.graph.find_nodes(op="call_module"):
         if not node.users:  # checks of the inputs' shapes
             module.graph.erase_node(node)

@@ -33,7 +33,7 @@ class QuantizedModel:
     ``model``: simulates the integers; called like the original, by calling this object. ``quantizer``: what prepared
     it, with all its functions. ``reference``: the floating point model it was made of, batch norms folded and channels
     equalized. ``sqnr_db`` and ``agreement``: on the batches that were held back, against the original. ``steps``: what
-    was tried, in order, with the SQNR it gave. ``example_inputs``: one sample.
+    was tried, in order, with the SQNR it gave. ``example_inputs``: up to 16 of the samples that were held back.
     """
 
     model: nn.Module
@@ -62,7 +62,7 @@ class QuantizedModel:
     def convert(self, target: str = "onnx", path: PathLike | None = None, **options: Any) -> ExportReport:
         """Write it for a runtime: ``quantized.convert("onnx", "model.onnx")``; see ``Quantizer.convert``.
 
-        ``dummy_input`` among the options replaces the sample of the calibration data.
+        The file is compared with the simulation on ``example_inputs``; ``dummy_input`` among the options replaces them.
         """
         options.setdefault("dummy_input", self.example_inputs)
         report: ExportReport = self.quantizer.convert(target, path, **options)
@@ -151,7 +151,7 @@ def quantize(
         tuple(outcome.steps),
         outcome.table(),
         outcome.floating,
-        outcome.example,
+        outcome.compared,
     )
 
 

@@ -112,6 +112,7 @@ def quantized_graph(
 
 def layer_nodes(graph: QuantizedGraph) -> list[tuple[fx.Node, LayerPrecision]]:
     """Every operator with a weight or two factors, and what it computes with."""
+    is_quantized = any(node.target in (FAKE_QUANTIZE, DEQUANTIZE) for node in graph.module.graph.nodes)
     found = []
     for node in graph.module.graph.nodes:
         if node.op != "call_function":
@@ -123,7 +124,9 @@ def layer_nodes(graph: QuantizedGraph) -> list[tuple[fx.Node, LayerPrecision]]:
             found.append((node, LayerPrecision(layer_name(node), op_name(node), None, None, reason)))
         elif node.target is _aten.embedding.default:
             found.append((node, _table(node, graph.grids)))
-    return found
+    if is_quantized:
+        return found
+    return [(node, dataclasses.replace(layer, reason="the model is not quantized")) for node, layer in found]
 
 
 def drop_needless_(module: fx.GraphModule, constants: Constants) -> None:

@@ -72,7 +72,8 @@ class Agreement:
     def __str__(self) -> str:
         steps = "" if self.max_steps is None else f" ({self.max_steps:.1f} steps of the output's grid)"
         top1 = "" if self.top1 is None else f", top-1 agrees on {self.top1:.1%}"
-        return f"largest difference {self.max_abs:.4g}{steps}, SQNR {self.sqnr_db:.1f} dB{top1}, {self.samples} samples"
+        samples = f"{self.samples} sample{'' if self.samples == 1 else 's'}"
+        return f"largest difference {self.max_abs:.4g}{steps}, SQNR {self.sqnr_db:.1f} dB{top1}, {samples}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,12 +124,23 @@ class ExportReport:
         ratio = f" ({self.bytes / self.float_bytes:.2f}x of floating point)" if self.float_bytes else ""
         files = ", ".join(path.name for path in self.paths) or "not written"
         lines = [f"{self.target}: {files}, {self.bytes:,} bytes{ratio}"]
-        if self.layers:
-            lines += [f"{len(self.quantized)} of {len(self.layers)} layers compute with integers", str(self.table())]
+        lines += self._about_layers()
         lines += [f"note: {note}" for note in self.notes]
         if self.agreement is not None:
-            lines.append(f"runtime against simulation: {self.agreement}")
+            against = "simulation" if self.quantized else "model"
+            lines.append(f"runtime against {against}: {self.agreement}")
         return "\n".join(lines)
+
+    def _about_layers(self) -> list[str]:
+        """One line where all stay in floating point for one reason, otherwise the table."""
+        count, reasons = len(self.layers), set(self.floating.values())
+        if not count:
+            return []
+        if self.quantized:
+            return [f"{len(self.quantized)} of {count} layers compute with integers", str(self.table())]
+        if len(reasons) == 1:
+            return [f"{count} layer{'' if count == 1 else 's'} in floating point: {reasons.pop()}"]
+        return [f"{count} layers, all computed in floating point", str(self.table())]
 
 
 class Exporter(ABC):
