@@ -10,7 +10,7 @@ demo: $(READY)  ## plan, train, prune, distil, make smaller, run as int8 on digi
 	$(BIN)/python examples/demo/run_demo.py
 
 test: $(READY)  ## every test, slow ones included
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist worksteal --durations 15
 
 lint: $(READY)
 	$(BIN)/ruff check .

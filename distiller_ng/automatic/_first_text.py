@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from distiller_ng.automatic._first_target import Technique
 from distiller_ng.automatic._first_windows import Windows
+from distiller_ng.automatic._schedule_parts import FILTER_REMOVER, cosine, policy, quoted
 
 __all__ = ["Entry", "Sheet", "schedule_text"]
 
 _WIDTH = 110
-_PLAIN = re.compile(r"[A-Za-z_][\w./-]*\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +54,10 @@ def schedule_text(sheet: Sheet) -> str:
     if sheet.levels:
         parts.append(_pruners(sheet))
     if sheet.windows.thin is not None and sheet.levels:
-        parts.append(_THINNER)
+        parts.append(FILTER_REMOVER)
     if sheet.windows.quantize is not None:
         parts.append(_quantizer(sheet))
-    parts += [_learning_rate(sheet.windows), _policies(sheet)]
+    parts += [cosine(sheet.windows.epochs), _policies(sheet)]
     if sheet.papers:
         parts.append(_comment(["Papers:", *(f"  [{key}] {text}" for key, text in sheet.papers.items())], ""))
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -137,14 +135,6 @@ def _filter_pruners(sheet: Sheet) -> list[str]:
     return lines
 
 
-_THINNER = """\
-# Masked filters are still computed. This takes them out for good, so that the model becomes small and fast.
-extensions:
-  thinner:
-    class: FilterRemover
-    thinning_func_str: remove_filters"""
-
-
 _ENDS = "The first and the last layer get 8 bits too: that is what they keep where others have 4 [Esser]."
 
 
@@ -167,19 +157,6 @@ def _quantizer(sheet: Sheet) -> str:
     )
 
 
-def _learning_rate(windows: Windows) -> str:
-    return "\n".join(
-        [
-            "# The learning rate your optimizer starts with falls to 0 along a cosine. If your training loop",
-            "# changes it already, delete this section and the policy lr_scheduler below.",
-            "lr_schedulers:",
-            "  cosine:",
-            "    class: CosineAnnealingLR",
-            f"    T_max: {windows.epochs}",
-        ]
-    )
-
-
 # -- policies ----------------------------------------------------------------------------------------------------------
 
 
@@ -193,7 +170,7 @@ def _policies(sheet: Sheet) -> str:
         start, end, every = windows.prune
         lines += [_comment([_prune_words(windows)], "  ", hanging=2)]
         for name in _pruner_names(sheet):
-            lines += _policy("pruner", name, start, end, every)
+            lines += policy("pruner", name, start, end, every)
     if sheet.levels and windows.thin is not None:
         after = f", then {last - windows.thin} epochs of fine-tuning" if windows.thin < last else ""
         lines += [
@@ -203,7 +180,7 @@ def _policies(sheet: Sheet) -> str:
         ]
     if windows.quantize is not None:
         lines += _quantize_policy(sheet)
-    lines += _policy("lr_scheduler", "cosine", 0, last, 1)
+    lines += policy("lr_scheduler", "cosine", 0, last, 1)
     return "\n".join(lines)
 
 
@@ -239,15 +216,6 @@ def _quantize_policy(sheet: Sheet) -> list[str]:
     return [*lines, f"    starting_epoch: {start}", f"    ending_epoch: {windows.epochs}", "    frequency: 1"]
 
 
-def _policy(key: str, name: str, start: float, end: float, every: float) -> list[str]:
-    return [
-        f"  - {key}: {{instance_name: {name}}}",
-        f"    starting_epoch: {start:g}",
-        f"    ending_epoch: {end:g}",
-        f"    frequency: {every:g}",
-    ]
-
-
 def _pruner_names(sheet: Sheet) -> list[str]:
     if sheet.technique.group == "filter":
         return [_filters_name(level) for level in sheet.levels]
@@ -266,13 +234,8 @@ def _named(entries: Iterable[Entry], indent: str) -> list[str]:
     for entry in entries:
         if entry.comment:
             lines.append(_comment([entry.comment], indent))
-        lines.append(f"{indent}- {_quoted(entry.name)}")
+        lines.append(f"{indent}- {quoted(entry.name)}")
     return lines
-
-
-def _quoted(name: str) -> str:
-    """Names YAML reads as text stay as they are."""
-    return name if _PLAIN.match(name) and "." in name else json.dumps(name)
 
 
 def _comment(paragraphs: Iterable[str], indent: str, *, hanging: int = 0) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
 
 from torch import nn
 
+from distiller_ng.automatic._schedule_parts import FILTER_REMOVER, cosine, policy, quoted
 from distiller_ng.automatic.candidates import LayerChoice
 from distiller_ng.errors import ArgumentError
 from distiller_ng.names import canonical_name, has_one_weight
@@ -43,10 +43,10 @@ def schedule_text(
     if levels:
         parts.append("\n".join(["pruners:", *(_filters(levels) if group == "filter" else _weights(levels))]))
     if levels and group == "filter":
-        parts.append(_THINNER)
+        parts.append(FILTER_REMOVER)
     if bits:
         parts.append(_quantizer(bits, left))
-    parts.append(_learning_rate(epochs))
+    parts.append(cosine(epochs))
     parts.append("\n".join(["policies:", *_policies(levels, bool(bits), group, middle, epochs)]))
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -83,7 +83,7 @@ def _weights(levels: Mapping[float, Sequence[str]]) -> list[str]:
         "    inter_func: cubic",
         "    final_sparsity:   # share of zeros at the end: [weights that get it]",
     ]
-    return lines + [f"      {level:g}: [{', '.join(map(_quoted, names))}]" for level, names in levels.items()]
+    return lines + [f"      {level:g}: [{', '.join(map(quoted, names))}]" for level, names in levels.items()]
 
 
 def _filters(levels: Mapping[float, Sequence[str]]) -> list[str]:
@@ -94,17 +94,9 @@ def _filters(levels: Mapping[float, Sequence[str]]) -> list[str]:
             "    class: GroupPruner   # filters, with all that is coupled with them",
             "    importance: l1",
             f"    schedule: {{class: AGP, initial_sparsity: 0.0, final_sparsity: {level:g}}}",
-            f"    weights: [{', '.join(map(_quoted, names))}]",
+            f"    weights: [{', '.join(map(quoted, names))}]",
         ]
     return lines
-
-
-_THINNER = """\
-# Masked filters are still computed: this removes them.
-extensions:
-  thinner:
-    class: FilterRemover
-    thinning_func_str: remove_filters"""
 
 
 def _quantizer(bits: Mapping[int, Sequence[str]], left: Sequence[str]) -> str:
@@ -125,19 +117,7 @@ def _quantizer(bits: Mapping[int, Sequence[str]], left: Sequence[str]) -> str:
         "    overrides:",
     ]
     return "\n".join(
-        lines + [f"      {_quoted(name)}: {{bits_weights: {few}}}" for few, names in bits.items() for name in names]
-    )
-
-
-def _learning_rate(epochs: int) -> str:
-    return "\n".join(
-        [
-            "# The optimizer's learning rate falls to 0. If your loop changes it already, delete this and its policy.",
-            "lr_schedulers:",
-            "  cosine:",
-            "    class: CosineAnnealingLR",
-            f"    T_max: {epochs}",
-        ]
+        lines + [f"      {quoted(name)}: {{bits_weights: {few}}}" for few, names in bits.items() for name in names]
     )
 
 
@@ -147,23 +127,9 @@ def _policies(levels: Mapping[float, Sequence[str]], rounds: bool, group: str, m
     end = (middle - 1) // every * every + 1 if middle > 1 else 1  # the last decision is the final level
     names = [f"found_{number}" for number in range(len(levels))] if group == "filter" else ["found_levels"]
     for name in names if levels else ():
-        lines += _policy("pruner", name, 0, end, every)
+        lines += policy("pruner", name, 0, end, every)
     if levels and group == "filter":
         lines += ["  - extension: {instance_name: thinner}", f"    epochs: [{middle}]"]
     if rounds:
-        lines += _policy("quantizer", "found_bits", middle if levels else 0, epochs, 1)
-    return lines + _policy("lr_scheduler", "cosine", 0, epochs, 1)
-
-
-def _policy(kind: str, name: str, start: int, end: float, every: float) -> list[str]:
-    return [
-        f"  - {kind}: {{instance_name: {name}}}",
-        f"    starting_epoch: {start}",
-        f"    ending_epoch: {end:g}",
-        f"    frequency: {every:g}",
-    ]
-
-
-def _quoted(name: str) -> str:
-    """As a JSON string, which YAML reads as text whatever it looks like."""
-    return json.dumps(name)
+        lines += policy("quantizer", "found_bits", middle if levels else 0, epochs, 1)
+    return lines + policy("lr_scheduler", "cosine", 0, epochs, 1)
