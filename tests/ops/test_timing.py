@@ -4,11 +4,24 @@ from distiller_ng.errors import ArgumentError
 from distiller_ng.ops.timing import interleave, machine, ratio
 
 
-def test_variants_take_turns_in_a_rotating_order():
+def order_of(names, rounds):
     calls = []
-    times = interleave({name: lambda name=name: calls.append(name) for name in "ab"}, 0.0, least=3)
-    assert "".join(calls) == "aabb" + "ab" + "ba" + "ab"
-    assert {name: len(found) for name, found in times.items()} == {"a": 3, "b": 3}
+    times = interleave({name: lambda name=name: calls.append(name) for name in names}, 0.0, least=rounds)
+    assert {name: len(found) for name, found in times.items()} == dict.fromkeys(names, rounds)
+    return "".join(calls)
+
+
+def test_variants_take_turns():
+    calls = order_of("ab", 3)
+    assert calls[:4] == "aabb"  # to warm up
+    assert [sorted(calls[at : at + 2]) for at in (4, 6, 8)] == [["a", "b"]] * 3
+
+
+def test_who_runs_before_a_variant_changes_and_is_the_same_in_every_run():
+    calls = order_of("abcd", 50)
+    before = {calls[at - 1] for at in range(9, len(calls)) if calls[at] == "a"}
+    assert before >= {"b", "c", "d"}  # a rotating order has one neighbour only
+    assert calls == order_of("abcd", 50)
 
 
 def test_ratios_are_of_the_same_round():
