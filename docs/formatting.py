@@ -23,6 +23,9 @@ __all__ = ["arguments_table", "default_text", "markdown_of", "source_link", "wor
 ROOT = Path(__file__).resolve().parent.parent
 _PLURALS = {"number": "numbers", "whole number": "whole numbers", "text": "texts", "map: text -> any": "definitions"}
 _SECTION_START = re.compile(r"(pruners|regularizers|lr_schedulers|policies|schedule):")
+_UNBOUND_START = re.compile(
+    r"(quantizers|distillers|extensions):"
+)  # they name teachers, files or layers of other models
 _URL = re.compile(r"(?<![<(])https?://[^\s)>]*[^\s)>.,;]")
 _ROLE = re.compile(r":\w+:`~?(?:\w+\.)*([^`]*)`")
 
@@ -66,6 +69,9 @@ def _prose(text: str) -> str:
 
 
 def _fenced(code: str) -> str:
+    """A block of code: samples of schedules carry the word by which ``tests/docs`` know how to check them."""
+    if _UNBOUND_START.match(code):
+        return f"```yaml unbound\n{code}\n```"
     language = "yaml partial" if _SECTION_START.match(code) else "text"
     return f"```{language}\n{code}\n```"
 

@@ -11,7 +11,7 @@ from torch import nn
 from distiller_ng.core.context import StepContext
 from distiller_ng.core.policy import Policy
 from distiller_ng.core.window import PolicyWindow
-from distiller_ng.errors import ArgumentError
+from distiller_ng.errors import ArgumentError, TargetError
 from distiller_ng.names import ParameterIndex, canonical_name, unwrap
 from distiller_ng.policies.extensions import EXTENSIONS
 
@@ -41,8 +41,8 @@ class DropoutRate(Policy):
             starting_epoch: 10
             ending_epoch: 30
 
-    Raises :class:`ArgumentError` for a probability out of range, and for a model without dropout layers (``nn.Dropout``
-    and the like; the dropout inside attention and recurrent layers is theirs).
+    Raises :class:`ArgumentError` for a probability out of range, :class:`TargetError` for a model without dropout
+    layers (``nn.Dropout`` and the like; the dropout inside attention and recurrent layers is theirs).
     """
 
     def __init__(self, probability: float) -> None:
@@ -78,7 +78,7 @@ class DropoutRate(Policy):
     def check(self, window: PolicyWindow, parameters: ParameterIndex) -> None:
         """The model must have dropout."""
         if not _dropouts(parameters.model):
-            raise ArgumentError("the model has no dropout layers, so there is nothing to set: leave the extension out")
+            raise TargetError("the model has no dropout layers, so there is nothing to set: leave the extension out")
 
     def describe(self) -> str:
         """The class and the probability."""

@@ -166,4 +166,13 @@ class FilterRemover(StructureRemover):
 
 @EXTENSIONS.register("ChannelRemover")
 class ChannelRemover(StructureRemover):
-    """Distiller's other name of :class:`StructureRemover`; ``thinning_func_str`` decides what is removed."""
+    """Distiller's other name of :class:`StructureRemover`; ``thinning_func_str`` decides what is removed::
+
+    extensions:
+      net_thinner:
+        class: ChannelRemover
+        thinning_func_str: remove_channels
+    policies:
+      - extension: {instance_name: net_thinner}
+        epochs: [30]
+    """

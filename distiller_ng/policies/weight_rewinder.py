@@ -42,8 +42,10 @@ class WeightRewinder(Policy):
         extensions:
           ticket:
             class: WeightRewinder
+        pruners:
+          half: {class: MagnitudePruner, sparsity: 0.5, weights: __ALL_PRUNABLE__}
         policies:
-          - pruner: {instance_name: magnitude}
+          - pruner: {instance_name: half}
             epochs: [10, 20]
           - extension: {instance_name: ticket}
             epochs: [1, 10, 20]   # snapshot at 1, rewind at 10 and 20

@@ -47,12 +47,13 @@ _IN_FLOATING_POINT = "computes in floating point; its output is quantized"
 def given_statistics(source: str | os.PathLike[str] | Mapping[str, Any], model: nn.Module) -> QuantStats:
     """:func:`load_quant_stats`, with errors that tell a schedule's reader where the statistics were given.
 
-    Layers may be missing that never run (heads for training alone); :func:`check_statistics` looks for others.
+    Layers may be missing that never run (heads for training alone); :func:`check_statistics` looks for others. A bare
+    ``nn.Module`` is what schedules are checked with where no model is given: any statistics will do for it.
     Raises :class:`StatisticsFileError` (a ``FileNotFoundError``) and :class:`StatisticsError`.
     """
     place = ("model_activation_stats",)
     try:
-        return load_quant_stats(source, model, allow_missing=True)
+        return load_quant_stats(source, None if type(model) is nn.Module else model, allow_missing=True)
     except FileNotFoundError:
         text = f"the statistics file {str(source)!r} does not exist (relative paths start at {os.getcwd()!r})"
         raise StatisticsFileError(f"{text}: make it with collect_quant_stats(model, test_fn)", argument=place) from None

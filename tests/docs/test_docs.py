@@ -24,6 +24,7 @@ from distiller_ng.apputils.datasets import DATASETS
 from distiller_ng.apputils.image_classifier import init_classifier_compression_arg_parser
 from distiller_ng.checkpoint import TRANSFORMS
 from distiller_ng.cli.base import COMMANDS
+from distiller_ng.config import check_schedule
 from distiller_ng.config.frontends.base import FRONTENDS
 from distiller_ng.config.kinds import KINDS
 from distiller_ng.data_loggers.observers.base import OBSERVERS
@@ -161,6 +162,15 @@ def test_partial_schedules_name_real_classes_and_arguments(fragment, sandbox):
     model = create_model(False, "cifar10", "resnet20_cifar")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     distiller.dict_config(model, optimizer, data, on_unmatched="warn")
+
+
+@pytest.mark.parametrize("fragment", [f for f in SCHEDULES if "unbound" in f.info], ids=lambda f: f.place)
+def test_samples_for_other_models_are_sound(fragment, sandbox):
+    (sandbox / "quantization_stats.yaml").write_text(
+        "conv1: {output: {min: 0.0, max: 1.0, avg_min: 0.0, avg_max: 1.0}}"
+    )
+    check = check_schedule(fragment.text)
+    assert check.is_sound, str(check)
 
 
 @pytest.mark.filterwarnings("ignore::distiller_ng.errors.ScheduleWarning")

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import distiller_ng as distiller
-from distiller_ng.config import dict_config
+from distiller_ng.config import check_schedule, dict_config
 from distiller_ng.errors import ScheduleError
 
 
@@ -81,6 +81,16 @@ def test_a_model_without_dropout():
     del document["extensions"]["freeze"], document["policies"][1]
     with pytest.raises(ScheduleError, match="no dropout layers"):
         dict_config(net, torch.optim.SGD(net.parameters(), lr=0.1), document)
+
+
+def test_a_check_without_a_model_does_not_miss_dropout():
+    text = """
+extensions:
+  less: {class: DropoutRate, probability: 0.25}
+policies:
+  - {extension: {instance_name: less}, epochs: [1]}
+"""
+    assert check_schedule(text).problems == ()
 
 
 def test_the_functions_do_the_same_by_hand():
