@@ -24,6 +24,7 @@ from distiller_ng.cli.base import COMMANDS, Command
 from distiller_ng.cli.export import report_data
 from distiller_ng.export import EXPORTERS
 from distiller_ng.export.automatic import quantize
+from distiller_ng.quantization.exporters import check_exporter
 
 __all__ = ["QuantizeCommand"]
 
@@ -60,6 +61,7 @@ class QuantizeCommand(Command):
 
     def run(self, options: argparse.Namespace) -> int:
         """Quantize, write, and say what was done."""
+        check_exporter(options.to)
         folder = given_run(options)
         given = required_model(options)
         measure = None if options.evaluate is None else evaluation(options, given)

@@ -20,6 +20,7 @@ from distiller_ng.cli.base import COMMANDS, Command
 from distiller_ng.errors import ArgumentError
 from distiller_ng.names import ALL_PRUNABLE
 from distiller_ng.ops.files import write_text_atomically
+from distiller_ng.ops.optional import check_drawing
 
 __all__ = ["SearchCommand"]
 
@@ -119,6 +120,8 @@ def _check_places(options: argparse.Namespace) -> None:
         raise ArgumentError(f"{options.output} is there already: name another file with -o, or add --force")
     if options.picture is not None and Path(options.picture).suffix.lower() not in (".png", ".svg", ".pdf"):
         raise ArgumentError(f"--picture {options.picture}: a picture ends in .png, .svg or .pdf")
+    if options.picture is not None:
+        check_drawing("drawing a search")
 
 
 def _write(found: SearchResult, options: argparse.Namespace) -> None:

@@ -14,6 +14,7 @@ from distiller_ng.cli._printing import add_json_argument, print_json
 from distiller_ng.cli._ranks import progress_of, ranks
 from distiller_ng.cli.base import COMMANDS, Command
 from distiller_ng.names import ALL_PRUNABLE
+from distiller_ng.ops.optional import check_drawing
 from distiller_ng.ops.table import Table
 from distiller_ng.reports.sensitivity import (
     GROUPS,
@@ -66,6 +67,8 @@ class SensitivityCommand(Command):
 
     def run(self, options: argparse.Namespace) -> int:
         """Measure, write, print; under ``torchrun`` the ranks share the measurements, and the first one writes."""
+        if options.png:
+            check_drawing("drawing sensitivities")
         levels = options.bits if options.group == "bits" else sensitivity_levels(*options.sense_range)
         given = required_model(options)
         measure = evaluation(options, given)

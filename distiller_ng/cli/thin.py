@@ -26,7 +26,7 @@ from distiller_ng.cli.base import COMMANDS, Command
 from distiller_ng.errors import ArgumentError
 from distiller_ng.graph.inputs import ExampleInputs, as_example_inputs
 from distiller_ng.pruning.importance.base import IMPORTANCES
-from distiller_ng.quantization.exporters import export_model
+from distiller_ng.quantization.exporters import check_exporter, export_model
 
 __all__ = ["ThinCommand"]
 
@@ -95,6 +95,8 @@ def _checked_output(text: str) -> Path:
     path = Path(text).expanduser()
     if not path.name.endswith((".pth.tar", ".onnx")):
         raise ArgumentError(f"-o {text}: write a checkpoint, NAME.pth.tar, or NAME.onnx")
+    if path.suffix == ".onnx":
+        check_exporter("onnx")
     if not path.parent.is_dir():
         raise ArgumentError(f"-o {text}: there is no folder {str(path.parent)!r}")
     return path

@@ -154,6 +154,8 @@ class DynamicOnnxExporter(_DynamicExporter):
     """
 
     suffix = ".onnx"
+    packages = ("onnx", "onnxscript", "onnxruntime")
+    extra = "onnx"
     target = "ONNX Runtime (dynamic)"
     supported = tuple(_OPERATORS)
 
@@ -185,6 +187,8 @@ class DynamicTorchaoExporter(_DynamicExporter):
     """
 
     suffix = ".pt2"
+    packages = ("torchao",)
+    extra = "torchao"
     target = "torchao (dynamic)"
     supported = ("Linear",)
 

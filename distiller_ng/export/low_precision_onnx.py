@@ -37,6 +37,8 @@ class Float16OnnxExporter(Exporter):
     """
 
     suffix = ".onnx"
+    packages = ("onnx", "onnxscript", "onnxruntime")
+    extra = "onnx"
 
     def issues(self, model: nn.Module, example_inputs: ExampleInputsLike, **options: Any) -> list[str]:
         """Weights that float16 cannot hold, one sentence for the first; nothing else stands in the way."""

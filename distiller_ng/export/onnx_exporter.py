@@ -96,6 +96,8 @@ class OnnxExporter(Exporter):
     """
 
     suffix: ClassVar[str] = ".onnx"
+    packages = ("onnx", "onnxscript", "onnxruntime")
+    extra = "onnx"
 
     def issues(self, model: nn.Module, example_inputs: ExampleInputsLike, **options: Any) -> list[str]:
         """What cannot be exported (it raises that), and every layer that stays in floating point, with the reason."""

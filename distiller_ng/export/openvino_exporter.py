@@ -35,6 +35,8 @@ class OpenVinoExporter(Exporter):
     """
 
     suffix: ClassVar[str] = ".xml"
+    packages = ("openvino", "onnx", "onnxscript", "onnxruntime")
+    extra = "openvino"
 
     def issues(self, model: nn.Module, example_inputs: ExampleInputsLike, **options: Any) -> list[str]:
         """What cannot be exported, and every layer that stays in floating point, with the reason.

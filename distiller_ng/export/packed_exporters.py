@@ -27,6 +27,8 @@ class SparseExporter(Exporter):
     """
 
     suffix: ClassVar[str] = ".safetensors"
+    packages = ("safetensors",)
+    extra = "export"
     target: ClassVar[str] = "sparse"
     options: ClassVar[tuple[str, ...]] = ()
 

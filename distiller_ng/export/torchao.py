@@ -69,6 +69,8 @@ class TorchaoExporter(Exporter):
     """
 
     suffix: ClassVar[str] = ".pt2"
+    packages = ("torchao",)
+    extra = "torchao"
 
     def issues(self, model: nn.Module, example_inputs: ExampleInputsLike, **options: Any) -> list[str]:
         """What cannot be exported, and every layer that stays in floating point, with the reason."""

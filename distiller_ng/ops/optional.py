@@ -7,7 +7,7 @@ from types import ModuleType
 
 from distiller_ng.errors import ArgumentError
 
-__all__ = ["require"]
+__all__ = ["check_drawing", "require"]
 
 
 def require(module: str, extra: str, purpose: str) -> ModuleType:
@@ -24,3 +24,8 @@ def require(module: str, extra: str, purpose: str) -> ModuleType:
         package = module.partition(".")[0]
         message = f"{purpose} needs {package} ({error}): pip install 'distiller_ng[{extra}]'"
         raise ArgumentError(message) from error
+
+
+def check_drawing(purpose: str) -> None:
+    """Raise :class:`ArgumentError` without matplotlib: before minutes of work whose outcome could not be drawn."""
+    require("matplotlib.figure", "plots", purpose)

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 from distiller_ng.errors import ArgumentError
 
-__all__ = ["Scores", "as_scores"]
+__all__ = ["Scores", "as_scores", "told"]
 
 #: ``(top1, top5, loss)``, top1 and top5 in percent; NaN for what the evaluation did not say.
 Scores: TypeAlias = tuple[float, float, float]
@@ -31,3 +31,10 @@ def as_scores(found: Any, argument: str = "evaluate") -> Scores:
             f"got {found!r}",
             argument=(argument,),
         ) from error
+
+
+def told(scores: Scores) -> str:
+    """``top1 93.10, top5 99.80, loss 0.2500``, without what is not known."""
+    texts = {"top1": "{:.2f}", "top5": "{:.2f}", "loss": "{:.4f}"}
+    parts = [f"{name} {text.format(one)}" for (name, text), one in zip(texts.items(), scores, strict=True)]
+    return ", ".join(part for part, one in zip(parts, scores, strict=True) if not math.isnan(one))

@@ -16,6 +16,7 @@ from torch import nn
 
 from distiller_ng.errors import ArgumentError, LifecycleError
 from distiller_ng.graph.inputs import ExampleInputsLike
+from distiller_ng.ops.optional import require
 from distiller_ng.ops.table import Table
 from distiller_ng.registry import Registry
 
@@ -26,6 +27,7 @@ __all__ = [
     "Exporter",
     "LayerPrecision",
     "PathLike",
+    "check_exporter",
     "export_issues",
     "export_model",
 ]
@@ -146,10 +148,13 @@ class ExportReport:
 class Exporter(ABC):
     """Writes models for one runtime; subclasses register themselves in :data:`EXPORTERS`.
 
-    ``suffix``: what file names get where none is given.
+    ``suffix``: what file names get where none is given. ``packages``: what it needs besides torch.
     """
 
     suffix: ClassVar[str] = ""
+    #: What has to be installed, and the extra of this package that installs it.
+    packages: ClassVar[tuple[str, ...]] = ()
+    extra: ClassVar[str] = ""
 
     @abstractmethod
     def issues(self, model: nn.Module, example_inputs: ExampleInputsLike, **options: Any) -> list[str]:
@@ -194,8 +199,19 @@ def export_issues(model: nn.Module, target: str, example_inputs: ExampleInputsLi
     return _exporter(target, example_inputs).issues(model, example_inputs, **options)
 
 
-def _exporter(target: str, example_inputs: ExampleInputsLike | None) -> Exporter:
+def check_exporter(target: str) -> Exporter:
+    """The exporter, if all it needs is installed; for callers that will work for long before they export.
+
+    Raises :class:`ArgumentError` for an unknown target and a missing package.
+    """
     found = EXPORTERS.get(target).cls()
+    for package in found.packages:
+        require(package, found.extra, f"exporting to {target}")
+    return found
+
+
+def _exporter(target: str, example_inputs: ExampleInputsLike | None) -> Exporter:
+    found = check_exporter(target)
     if example_inputs is None:
         message = f"exporting to {target} needs an example of the model's inputs (dummy_input)"
         raise ArgumentError(message, argument=("dummy_input",))

@@ -112,3 +112,31 @@ def test_what_nothing_foresaw_is_one_line_and_a_traceback_on_request(folder, cap
 def test_code_of_the_users_that_fails_says_where(folder, capsys, text, said):
     (folder / "broken.py").write_text(text)
     fails_with(capsys, ["summary", "sparsity", "--model", "broken.py:make"], said)
+
+
+@pytest.mark.parametrize(
+    ("package", "words", "said"),
+    [
+        (
+            "onnxruntime",
+            ["quantize", *OWN, "--loader", "tiny_data.py:never", "-o", "int8.onnx"],
+            "exporting to onnx needs onnxruntime",
+        ),
+        ("onnx", ["export", *OWN, "--to", "onnx", "-o", "a.onnx"], "pip install 'distiller_ng[onnx]'"),
+        ("onnx", ["thin", *OWN, "-o", "a.onnx"], "exporting to onnx needs onnx "),
+        (
+            "matplotlib.figure",
+            ["sensitivity", *OWN, "--evaluate", "tiny_data.py:never", "--png", "a.png"],
+            "drawing sensitivities needs matplotlib",
+        ),
+        (
+            "matplotlib.figure",
+            ["search", *OWN, "--evaluate", "tiny_data.py:never", "--budget", "macs=0.5", "--picture", "a.png"],
+            "pip install 'distiller_ng[plots]'",
+        ),
+    ],
+)
+def test_a_missing_package_is_told_before_any_work(folder, capsys, monkeypatch, package, words, said):
+    (folder / "tiny_data.py").write_text("def never(model=None):\n    raise RuntimeError('this took minutes')\n")
+    monkeypatch.setitem(sys.modules, package, None)  # importing it fails
+    fails_with(capsys, words, said)

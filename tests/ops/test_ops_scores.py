@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from distiller_ng.errors import ArgumentError
-from distiller_ng.ops.scores import as_scores
+from distiller_ng.ops.scores import as_scores, told
 
 
 @pytest.mark.parametrize("found", [93, 93.0, torch.tensor(93.0), torch.tensor([93.0])])
@@ -25,3 +25,8 @@ def test_three_numbers_are_all():
 def test_anything_else_is_refused(found):
     with pytest.raises(ArgumentError, match=r"my_accuracy must return top-1 in percent, or \(top1, top5, loss\)"):
         as_scores(found, "my_accuracy")
+
+
+def test_what_is_not_known_is_not_told():
+    assert told((93.1, 99.8, 0.25)) == "top1 93.10, top5 99.80, loss 0.2500"
+    assert told(as_scores(93.1)) == "top1 93.10"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from distiller_ng.errors import ArgumentError, DistillerError, listed
 from distiller_ng.names import ParameterIndex, unwrap
 from distiller_ng.ops.files import write_text_atomically
-from distiller_ng.ops.scores import Scores, as_scores
+from distiller_ng.ops.scores import Scores, as_scores, told
 from distiller_ng.reports.sensitivity import workers
 from distiller_ng.reports.sensitivity.changes import check_group, check_level, is_measurable
 from distiller_ng.reports.sensitivity.measuring import Cell, TestFunction, measure
@@ -83,8 +83,8 @@ def _collect(record: _Record, measured: Iterator[tuple[Cell, Scores]], total: in
     for done, (cell, scores) in enumerate(measured, start=1):
         record.add(cell, scores)
         left = (time.monotonic() - began) / done * (total - done)
-        line = "sensitivity %d/%d: %s at %g: top1 %.2f, top5 %.2f, loss %.4f (%.0f s left)"
-        logger.info(line, done, total, cell.name, cell.level, *scores, left)
+        line = "sensitivity %d/%d: %s at %g: %s (%.0f s left)"
+        logger.info(line, done, total, cell.name, cell.level, told(scores), left)
 
 
 def _fingerprint(parameter: Tensor) -> str:
