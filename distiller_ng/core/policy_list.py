@@ -114,6 +114,11 @@ class PolicyList:
         return tuple(self._entries)
 
     @property
+    def open_epoch(self) -> int | None:
+        """The epoch that has begun and not ended yet; None between epochs."""
+        return None if self._lifecycle.phase == "idle" else self._lifecycle.epoch
+
+    @property
     def max_epochs(self) -> int:
         """The latest start or end of all windows, rounded up: how many epochs the schedule is made for."""
         return max([0, *(math.ceil(edge) for e in self._entries for edge in _edges(e.window) if math.isfinite(edge))])

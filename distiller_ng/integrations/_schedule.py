@@ -15,14 +15,17 @@ from distiller_ng.config import dict_config, file_config
 from distiller_ng.core.scheduler import CompressionScheduler
 from distiller_ng.errors import ArgumentError, LifecycleError
 from distiller_ng.names import ParameterIndex, unwrap
+from distiller_ng.policies.rates import RATE_POLICIES
 
 __all__ = [
     "Schedule",
     "checked_monitor",
     "compressed_module",
+    "end_saved_epoch",
     "load_schedule",
     "make_structure_again",
     "refuse_engine",
+    "sets_rates",
     "structure_of",
 ]
 
@@ -49,6 +52,11 @@ def load_schedule(schedule: Schedule, model: nn.Module, optimizer: Optimizer, **
             argument=("schedule",),
         )
     return made
+
+
+def sets_rates(scheduler: CompressionScheduler) -> bool:
+    """Whether the schedule has learning rates, which a trainer's own would overwrite."""
+    return any(isinstance(entry.policy, RATE_POLICIES) for entry in scheduler.entries)
 
 
 def compressed_module(model: nn.Module, module: str | None) -> nn.Module:
@@ -88,6 +96,23 @@ def make_structure_again(
     CompressionRecord.from_json(saved["record"]).replay(scheduler.model)
     if optimizer is not None and saved["names"] is not None:
         follow_structure(optimizer, whole, before, saved["names"])
+
+
+def end_saved_epoch(scheduler: CompressionScheduler, epoch: int, monitor: Mapping[str, str]) -> None:
+    """Before ``epoch`` begins: end the one in which a checkpoint was saved after its last minibatch.
+
+    Trainers go on with the next epoch then. Raises :class:`LifecycleError` where that end needs metrics, which the
+    checkpoint was saved without.
+    """
+    point, opened = scheduler.resume_point, scheduler.open_epoch
+    if point is None or opened is None or opened >= epoch or point.minibatch_id < point.minibatches_per_epoch:
+        return
+    if monitor:
+        raise LifecycleError(
+            f"the checkpoint was saved after the last minibatch of epoch {opened}, but before the validation whose "
+            f"{', '.join(map(repr, monitor.values()))} the schedule needs: resume from one saved at the end of an epoch"
+        )
+    scheduler.on_epoch_end(opened, scheduler.optimizer)
 
 
 def refuse_engine(user: str, engine: str | None) -> None:

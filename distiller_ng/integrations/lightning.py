@@ -5,6 +5,8 @@ https://lightning.ai/docs/pytorch/stable/extensions/callbacks.html
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,14 +20,18 @@ from distiller_ng.integrations._schedule import (
     Schedule,
     checked_monitor,
     compressed_module,
+    end_saved_epoch,
     load_schedule,
     make_structure_again,
     refuse_engine,
+    sets_rates,
     structure_of,
 )
 from distiller_ng.ops.optional import require
 
 __all__ = ["CompressionCallback"]
+
+logger = logging.getLogger(__name__)
 
 _OWN_ENGINES = ("DeepSpeedStrategy", "FSDPStrategy", "ModelParallelStrategy")
 
@@ -46,9 +52,10 @@ class CompressionCallback(_lightning.Callback):  # type: ignore[name-defined, mi
     (``example_inputs``, ``teachers``, ...).
 
     The schedule is loaded before the trainer restores a checkpoint or moves the model, with the optimizer that
-    ``configure_optimizers`` makes (it is called once). The state is part of Lightning's checkpoints. Accumulation and
-    mixed precision are followed. ``scheduler`` is the :class:`CompressionScheduler` once ``fit`` began, ``summary``
-    what it achieved when it ended.
+    ``configure_optimizers`` makes (it is called once). A schedule with learning rates replaces the module's own
+    learning-rate schedulers. The state is part of Lightning's checkpoints. Accumulation and mixed precision are
+    followed. ``scheduler`` is the :class:`CompressionScheduler` once ``fit`` began, ``summary`` what it achieved when
+    it ended. A further ``fit`` of the same trainer goes on with the schedule, that of a new trainer begins it again.
 
     ``fit`` raises what loading raises; :class:`LifecycleError` for manual optimization (call the scheduler's hooks
     yourself there), several optimizers, loaders without a length, and the DeepSpeed, FSDP and model-parallel
@@ -85,13 +92,18 @@ class CompressionCallback(_lightning.Callback):  # type: ignore[name-defined, mi
             )
         kinds = {kind.__name__ for kind in type(trainer.strategy).__mro__}
         refuse_engine("trainer", next((name for name in _OWN_ENGINES if name in kinds), None))
+        target = compressed_module(pl_module, self.module)
         configured = pl_module.configure_optimizers()
         self._optimizer, self._whole = _only_optimizer(configured), pl_module
+        if self.scheduler is not None and self.scheduler.model is target and trainer.current_epoch > 0:
+            self.scheduler.attach(self._optimizer)  # the trainer goes on after an earlier fit, with a new optimizer
+        else:
+            self.scheduler = load_schedule(self.schedule, target, self._optimizer, **self.options)
+        if sets_rates(self.scheduler) and _has_rates(configured):
+            logger.warning("the schedule sets learning rates: configure_optimizers' lr_scheduler is left out")
+            configured = self._optimizer
         self._replace_method(pl_module, "configure_optimizers", lambda: configured)
         self._replace_method(pl_module, "on_load_checkpoint", self._before_weights(pl_module.on_load_checkpoint))
-        target = compressed_module(pl_module, self.module)
-        self.scheduler = load_schedule(self.schedule, target, self._optimizer, **self.options)
-        self.scheduler.accumulation_steps = trainer.accumulate_grad_batches
 
     def _replace_method(self, pl_module: Any, name: str, method: Callable[..., Any]) -> None:
         """Until ``fit`` begins: Lightning, which calls it later, must get what the schedule knows."""
@@ -133,19 +145,21 @@ class CompressionCallback(_lightning.Callback):  # type: ignore[name-defined, mi
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """``on_epoch_begin``."""
+        end_saved_epoch(self._scheduler, trainer.current_epoch, self.monitor)
         self._epoch = trainer.current_epoch
         self._scheduler.on_epoch_begin(self._epoch, self._optimizer)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """``on_minibatch_begin``."""
         total = trainer.num_training_batches
-        if total != int(total):
+        if not math.isfinite(total):
             raise LifecycleError(
                 "the training loader does not know its length, which schedules need: set limit_train_batches"
             )
         if self._epoch != trainer.current_epoch:  # Lightning does not announce an epoch that it resumes inside
             self.on_train_epoch_start(trainer, pl_module)
         self._position = (trainer.current_epoch, batch_idx, int(total))
+        self._scheduler.accumulation_steps = trainer.accumulate_grad_batches  # a callback may change it by epochs
         self._scheduler.on_minibatch_begin(*self._position, self._optimizer)
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
@@ -197,6 +211,7 @@ class CompressionCallback(_lightning.Callback):  # type: ignore[name-defined, mi
         """Continue where the checkpoint was saved. Raises :class:`CheckpointError` for another schedule's state."""
         if "scheduler" in state_dict and self.scheduler is not None:
             self.scheduler.load_state_dict(state_dict["scheduler"])
+            self._epoch = -1
 
 
 def _only_optimizer(configured: Any) -> Optimizer:
@@ -212,3 +227,15 @@ def _only_optimizer(configured: Any) -> Optimizer:
     if not isinstance(found, Optimizer):
         raise LifecycleError(f"configure_optimizers made no optimizer, but {configured!r}")
     return found
+
+
+def _has_rates(configured: Any) -> bool:
+    """Whether ``configure_optimizers`` returned learning-rate schedulers, in any of Lightning's forms."""
+    if isinstance(configured, Mapping):
+        return configured.get("lr_scheduler") is not None
+    if isinstance(configured, tuple | list):
+        return any(
+            _has_rates(part) or (bool(part) and isinstance(part, tuple | list) and place == 1)
+            for place, part in enumerate(configured)
+        )
+    return False

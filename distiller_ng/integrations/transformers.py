@@ -21,14 +21,15 @@ from distiller_ng.integrations._schedule import (
     Schedule,
     checked_monitor,
     compressed_module,
+    end_saved_epoch,
     load_schedule,
     make_structure_again,
     refuse_engine,
+    sets_rates,
     structure_of,
 )
 from distiller_ng.ops.files import write_tensors_atomically
 from distiller_ng.ops.optional import require
-from distiller_ng.policies.lr import LRPolicy
 
 __all__ = ["CompressionTrainerCallback", "compress_trainer"]
 
@@ -62,19 +63,26 @@ def compress_trainer(
     the scheduler's state, from which ``train(resume_from_checkpoint=...)`` goes on. A schedule with learning rates
     replaces the trainer's own.
 
-    Raises what loading raises, and :class:`LifecycleError` for trainers that use DeepSpeed or FSDP: their engines
-    own the optimizer step.
+    Raises what loading raises, and :class:`LifecycleError` for trainers that use DeepSpeed or FSDP (their engines own
+    the optimizer step) and for those that have a schedule already.
     """
     refuse_engine("trainer", _engine(trainer))
+    if any(isinstance(callback, CompressionTrainerCallback) for callback in trainer.callback_handler.callbacks):
+        raise LifecycleError("compress_trainer was called for this trainer already: one trainer has one schedule")
     if trainer.optimizer is None:
         trainer.create_optimizer()
     scheduler = load_schedule(schedule, compressed_module(trainer.model, module), trainer.optimizer, **options)
     scheduler.accumulation_steps = trainer.args.gradient_accumulation_steps
     callback = CompressionTrainerCallback(scheduler, monitor, trainer)
-    if any(isinstance(entry.policy, LRPolicy) for entry in scheduler.entries):
+    if sets_rates(scheduler):
         if trainer.lr_scheduler is not None:
             logger.warning("the schedule sets learning rates: the trainer's own lr_scheduler is left out")
         trainer.lr_scheduler = _KeepingRates(trainer.optimizer)
+    if trainer.args.load_best_model_at_end:
+        logger.warning(
+            "load_best_model_at_end may bring back weights from before they were pruned, and puts the last masks on "
+            "them; where layers were cut out they do not fit at all. Rather keep the last checkpoint"
+        )
     _wrap(trainer, "training_step", callback.around_training_step)
     _wrap(trainer, "train", callback.around_train)
     _wrap(trainer.accelerator, "backward", callback.around_backward)
@@ -140,6 +148,7 @@ class CompressionTrainerCallback(_transformers.TrainerCallback):  # type: ignore
         if "structure" in saved:
             make_structure_again(saved["structure"], self.scheduler, self._trainer.model, self._optimizer)
         self.scheduler.load_state_dict(saved)
+        self._epoch, self._is_epoch_open = -1, False
 
     def around_training_step(self, training_step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """``on_minibatch_begin`` before the forward pass."""
@@ -166,8 +175,14 @@ class CompressionTrainerCallback(_transformers.TrainerCallback):  # type: ignore
         except TypeError as error:
             raise LifecycleError("schedules need the number of minibatches: the dataset must have a length") from error
         done = float(state.epoch or 0.0) + 1e-6  # epochs are sums of fractions
+        if int(done) <= self._epoch:
+            raise LifecycleError(
+                f"train() begins again at epoch {int(done)}, but the schedule has seen epoch {self._epoch}: give "
+                "num_train_epochs for all of it, train(resume_from_checkpoint=...), or a new trainer its own schedule"
+            )
         self._epoch = int(done)
         self._minibatch = round((done - self._epoch) * self._total)
+        end_saved_epoch(self.scheduler, self._epoch, self.monitor)
         self.scheduler.on_epoch_begin(self._epoch, self._optimizer)
         self._is_epoch_open = True
 
@@ -203,13 +218,19 @@ class CompressionTrainerCallback(_transformers.TrainerCallback):  # type: ignore
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """``finish``."""
-        self._close_epoch({})
+        if self._minibatch >= self._total or not self.monitor:
+            self._close_epoch({})  # a metric that a broken-off epoch has not got is not missed
         self.summary = self.scheduler.finish()
 
     def _close_epoch(self, metrics: Mapping[str, Any]) -> None:
         if not self._is_epoch_open:
             return
-        missing = [name for name in self.monitor.values() if metrics and name not in metrics]
+        missing = [name for name in self.monitor.values() if name not in metrics]
+        if missing and not metrics:
+            raise LifecycleError(
+                f"monitor wants {missing[0]!r} at the end of every epoch, but no evaluation ran after epoch "
+                f"{self._epoch}: give eval_strategy='epoch' in the TrainingArguments"
+            )
         if missing:
             raise ArgumentError(
                 f"monitor: the evaluation has no {missing[0]!r}, only {', '.join(map(repr, metrics))}",

@@ -13,15 +13,12 @@ from distiller_ng.knowledge_distillation.weights import Weight, weight_at
 from distiller_ng.policies.knowledge_distillation import KnowledgeDistillationPolicy
 from distiller_ng.policies.layer_pruning import LayerPruning
 from distiller_ng.policies.layer_thinning import LayerThinning
-from distiller_ng.policies.learning_rate_function import LearningRateFunction
-from distiller_ng.policies.learning_rate_steps import LearningRate
 from distiller_ng.policies.low_rank_thinning import LowRankThinning
-from distiller_ng.policies.lr import LRPolicy
 from distiller_ng.policies.mutual_distillation import MutualDistillationPolicy
 from distiller_ng.policies.pruning import PruningPolicy
 from distiller_ng.policies.quantization import QuantizationPolicy
+from distiller_ng.policies.rates import RATE_POLICIES
 from distiller_ng.policies.regularization import RegularizationPolicy
-from distiller_ng.policies.set_learning_rate import SetLearningRate
 from distiller_ng.policies.structure_remover import StructureRemover
 from distiller_ng.pruning.bernoulli import BernoulliFilterPruner
 from distiller_ng.pruning.constant import ConstantPruner
@@ -39,7 +36,7 @@ Kind: TypeAlias = Literal[
 _KINDS: tuple[tuple[type | tuple[type, ...], Kind], ...] = (
     (PruningPolicy, "pruning"),
     (RegularizationPolicy, "regularization"),
-    ((LRPolicy, LearningRateFunction, LearningRate, SetLearningRate), "learning rate"),
+    (RATE_POLICIES, "learning rate"),
     (QuantizationPolicy, "quantization"),
     ((KnowledgeDistillationPolicy, MutualDistillationPolicy), "distillation"),
     ((StructureRemover, LayerThinning, LayerPruning, LowRankThinning), "thinning"),

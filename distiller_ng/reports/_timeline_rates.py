@@ -18,14 +18,11 @@ from distiller_ng.core.hooks import HookDriver
 from distiller_ng.core.position import TrainPosition
 from distiller_ng.learning_rate.live import as_driver
 from distiller_ng.learning_rate.table import ShadowOptimizer
-from distiller_ng.policies.learning_rate_function import LearningRateFunction
-from distiller_ng.policies.learning_rate_steps import LearningRate
 from distiller_ng.policies.lr import LRPolicy
-from distiller_ng.policies.set_learning_rate import SetLearningRate
+from distiller_ng.policies.rates import RATE_POLICIES
 
 __all__ = ["Rates", "learning_rates"]
 
-_POLICIES = (LRPolicy, LearningRateFunction, LearningRate, SetLearningRate)
 _MOST_POINTS = 4_000
 _TOLERANCE = 1e-9
 
@@ -67,7 +64,7 @@ class _Simulation:
         memo: dict[int, object] = {id(optimizer): self.shadow}
         memo |= {id(p): nn.Parameter(torch.zeros(0)) for group in optimizer.param_groups for p in group["params"]}
         for entry in entries:
-            if not isinstance(entry.policy, _POLICIES):
+            if not isinstance(entry.policy, RATE_POLICIES):
                 continue
             label = entry.name or entry.policy.describe()
             if isinstance(entry.policy, LRPolicy) and as_driver(entry.policy.lr_scheduler).metric is not None:

@@ -7,7 +7,7 @@ import pytest
 L = pytest.importorskip("lightning.pytorch")  # an optional test group
 
 import torch  # noqa: E402
-from integration_runs import PLATEAU, SCHEDULE, SMALLER, by_hand, loader, network  # noqa: E402
+from integration_runs import PLATEAU, SCHEDULE, SMALLER, by_hand, loader, network, samples  # noqa: E402
 from torch import nn  # noqa: E402
 
 import distiller_ng  # noqa: E402
@@ -90,6 +90,79 @@ def test_training_resumed_inside_an_epoch_goes_on_with_the_schedule(tmp_path):
     assert (second.model[0].weight == 0).sum() == 36
     assert runner.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.4 * 0.5**4)
     assert callback.summary is not None
+
+
+def test_training_goes_on_from_a_checkpoint_of_the_last_minibatch(tmp_path):
+    class Saving(Module):
+        def on_train_batch_end(self, outputs, batch, index):
+            if (self.current_epoch, index) == (1, 5):
+                self.trainer.save_checkpoint(tmp_path / "last.ckpt", weights_only=False)
+
+    trainer(tmp_path, CompressionCallback(SCHEDULE, module="model"), epochs=2).fit(Saving(), loader())
+    second = Module()
+    resumed = trainer(tmp_path, CompressionCallback(SCHEDULE, module="model"))
+    resumed.fit(second, loader(), ckpt_path=tmp_path / "last.ckpt", weights_only=False)
+    for name, value in by_hand().state_dict().items():
+        assert torch.allclose(second.model.state_dict()[name], value, atol=1e-6), name
+
+    waiting = trainer(tmp_path, CompressionCallback(SCHEDULE, module="model", monitor={"min": "loss"}))
+    with pytest.raises(LifecycleError, match="before the validation whose 'loss' the schedule needs"):
+        waiting.fit(Module(), loader(), ckpt_path=tmp_path / "last.ckpt", weights_only=False)
+
+
+def test_a_further_fit_of_the_trainer_goes_on_with_the_schedule(tmp_path):
+    module, callback = Module(), CompressionCallback(SCHEDULE, module="model")
+    runner = trainer(tmp_path, callback, epochs=3)
+    runner.fit(module, loader())
+    scheduler, runner.fit_loop.max_epochs = callback.scheduler, 4
+    runner.fit(module, loader())
+    assert callback.scheduler is scheduler
+    assert (module.model[0].weight == 0).sum() == 36
+
+
+def test_rates_of_the_schedule_replace_those_of_the_module(tmp_path, caplog):
+    class Both(Module):
+        def configure_optimizers(self):
+            optimizer = super().configure_optimizers()
+            return [optimizer], [{"scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.1), "interval": "step"}]
+
+    module = Both()
+    trainer(tmp_path, CompressionCallback(SCHEDULE, module="model")).fit(module, loader())
+    for name, value in by_hand().state_dict().items():
+        assert torch.allclose(module.model.state_dict()[name], value, atol=1e-6), name
+    assert "configure_optimizers' lr_scheduler is left out" in caplog.text
+
+
+def test_accumulation_that_changes_by_epochs_is_followed(tmp_path):
+    steps = L.callbacks.GradientAccumulationScheduler({0: 1, 1: 4})
+    only_l1 = {"regularizers": SCHEDULE["regularizers"], "policies": [SCHEDULE["policies"][1]]}
+    module = Module()
+    runner = trainer(tmp_path, CompressionCallback(only_l1, module="model"), epochs=2, gradient_clip_val=0.2)
+    runner.callbacks.append(steps)
+    runner.fit(module, loader())
+    model = network()  # an ordinary loop, with 6 minibatches in steps of 1, then of 4 and 2
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.4, momentum=0.9)
+    for accumulate in (1, 4):
+        for index, (inputs, labels) in enumerate(loader()):
+            loss = nn.functional.cross_entropy(model(inputs), labels) + 0.05 * model[2].weight.abs().sum()
+            (loss / accumulate).backward()
+            if (index + 1) % accumulate == 0 or index == 5:
+                nn.utils.clip_grad_norm_(model.parameters(), 0.2)
+                optimizer.step()
+                optimizer.zero_grad()
+    for name, value in module.model.state_dict().items():
+        assert torch.allclose(value, model.state_dict()[name], atol=1e-6), name
+
+
+def test_a_loader_without_a_length_is_refused(tmp_path):
+    class Endless(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter(samples())
+
+    with pytest.raises(LifecycleError, match="set limit_train_batches"):
+        trainer(tmp_path, CompressionCallback(SCHEDULE, module="model")).fit(
+            Module(), torch.utils.data.DataLoader(Endless(), batch_size=4)
+        )
 
 
 def test_names_begin_at_the_lightning_module_without_module():

@@ -80,6 +80,41 @@ def test_training_resumed_from_a_checkpoint_is_the_same(tmp_path):
         third.train(resume_from_checkpoint=str(tmp_path / "checkpoint-12"))
 
 
+def test_training_goes_on_from_every_step_the_last_of_an_epoch_too(tmp_path):
+    first = trainer(tmp_path, save_strategy="steps", save_steps=1, gradient_accumulation_steps=4)
+    compress_trainer(first, SCHEDULE, module="body")
+    first.train()
+    for step in (2, 3):  # epochs have two steps, of 4 and of 2 minibatches
+        second = trainer(tmp_path / "second", save_strategy="no", gradient_accumulation_steps=4)
+        compress_trainer(second, SCHEDULE, module="body")
+        second.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
+        for name, value in second.model.body.state_dict().items():
+            assert torch.allclose(value, first.model.body.state_dict()[name], atol=1e-6), (step, name)
+
+
+def test_training_twice_is_refused_and_so_are_two_schedules(tmp_path):
+    one = trainer(tmp_path, save_strategy="no", num_train_epochs=1)
+    compress_trainer(one, SCHEDULE, module="body")
+    one.train()
+    with pytest.raises(LifecycleError, match=r"train\(\) begins again at epoch 0, but the schedule has seen epoch 0"):
+        one.train()
+    with pytest.raises(LifecycleError, match="was called for this trainer already"):
+        compress_trainer(one, SCHEDULE, module="body")
+
+
+def test_rates_of_a_recipe_replace_those_of_the_trainer(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "modifiers:\n  - !EpochRangeModifier {start_epoch: 0.0, end_epoch: 2.0}\n"
+        "  - !SetLearningRateModifier {start_epoch: 1.0, learning_rate: 0.05}\n"
+    )
+    one, seen = trainer(tmp_path, save_strategy="no", num_train_epochs=2), []
+    compress_trainer(one, recipe, module="body")
+    one.optimizer.register_step_pre_hook(lambda *_: seen.append(one.optimizer.param_groups[0]["lr"]))
+    one.train()
+    assert seen == [0.4] * 6 + [0.05] * 6
+
+
 def test_a_model_that_got_smaller_is_saved_and_resumed(tmp_path):
     whole = by_hand(schedule=SMALLER).state_dict()
     first = trainer(tmp_path, save_strategy="epoch")
@@ -146,6 +181,14 @@ def test_metrics_of_the_evaluation_reach_plateaus(tmp_path):
     compress_trainer(other, PLATEAU, monitor={"min": "eval_flat"})
     with pytest.raises(ArgumentError, match="has no 'eval_flat'"):
         other.train()
+    never = trainer(tmp_path, eval_strategy="steps", eval_steps=4, save_strategy="no")
+    compress_trainer(never, PLATEAU, monitor={"min": "eval_loss"})
+    with pytest.raises(LifecycleError, match=r"no evaluation ran after epoch 0: give eval_strategy='epoch'"):
+        never.train()
+    short = trainer(tmp_path, kind=Flat, eval_strategy="epoch", save_strategy="no", max_steps=8)
+    compression = compress_trainer(short, PLATEAU, monitor={"min": "eval_flat"})
+    short.train()  # ends inside the second epoch
+    assert compression.summary is not None
 
 
 @pytest.mark.parametrize("engine", ["deepspeed", "fsdp"])
