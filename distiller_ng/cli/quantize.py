@@ -45,7 +45,11 @@ class QuantizeCommand(Command):
         """``quantize model [--to TARGET] -o PATH [--bits-weights N] [--bits-activations N] [--effort E] [--json]``."""
         parser.add_argument("--to", default="onnx", choices=EXPORTERS.names(), help="the runtime (default: onnx)")
         parser.add_argument("-o", "--output", required=True, metavar="PATH", help="the file to write")
-        parser.add_argument("--loader", metavar="PKG.MOD:FUNCTION", help="your own: a function that returns batches")
+        parser.add_argument(
+            "--loader",
+            metavar="PKG.MOD:FUNCTION",
+            help="batches to calibrate with: your function that returns them (else those of --loaders or --dataset)",
+        )
         parser.add_argument("--bits-weights", type=whole(2), default=8, metavar="N", help="2 to 8 (default: 8)")
         parser.add_argument("--bits-activations", type=whole(2), default=8, metavar="N", help="default: 8")
         parser.add_argument("--weights-only", action="store_true", help="activations stay in floating point")
