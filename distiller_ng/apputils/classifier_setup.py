@@ -96,7 +96,10 @@ def set_up_device_(args: argparse.Namespace) -> None:
     if not all(0 <= number < available for number in wanted):
         raise ArgumentError(f"--gpus {args.gpus}: this machine has the GPUs 0 to {available - 1}")
     if len(wanted) > 1:
-        logger.warning("one process uses one GPU: GPU %d is used. For several start it with torchrun", wanted[0])
+        logger.warning(
+            "one process uses one GPU: GPU %d is used. For several, write the loop with DistributedDataParallel",
+            wanted[0],
+        )
     args.device = f"cuda:{wanted[0]}"
 
 

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from distiller_ng.errors import ArgumentError
 
-__all__ = ["progress_of", "ranks"]
+__all__ = ["check_one_process", "progress_of", "ranks"]
 
 
 @contextmanager
@@ -34,6 +34,16 @@ def ranks() -> Iterator[bool]:
         yield dist.get_rank() == 0
     finally:
         dist.destroy_process_group()
+
+
+def check_one_process(command: str) -> None:
+    """Raise :class:`ArgumentError` where ``torchrun`` started several processes: each would do, and write, the same."""
+    world = os.environ.get("WORLD_SIZE", "1")
+    if "RANK" in os.environ and world.isdecimal() and int(world) > 1:
+        raise ArgumentError(
+            f"{command} runs in one process, and torchrun started {world}: start it without. To train in several, write "
+            "the loop yourself, with DistributedDataParallel; sensitivity and search share their work among ranks"
+        )
 
 
 @contextmanager

@@ -24,6 +24,8 @@ class Command(ABC):
     help: ClassVar[str] = ""
     #: Command lines to show below the command's own ``--help``.
     example: ClassVar[str] = ""
+    #: Whether ranks that ``torchrun`` starts share the work; other commands run in one process.
+    shares_ranks: ClassVar[bool] = False
 
     @abstractmethod
     def configure(self, parser: argparse.ArgumentParser) -> None:

@@ -13,6 +13,7 @@ import torch
 import distiller_ng
 from distiller_ng.apputils.guard import INTERRUPTED
 from distiller_ng.cli._own_code import in_one_line
+from distiller_ng.cli._ranks import check_one_process
 from distiller_ng.cli.base import COMMANDS
 from distiller_ng.errors import DistillerError, ScheduleWarning, nearest
 
@@ -33,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for category in (DeprecationWarning, FutureWarning):  # between packages; the user of a command cannot help it
             warnings.simplefilter("ignore", category)
         try:
+            if not options.shares_ranks:
+                check_one_process(options.command)
             return int(options.run(options))
         except DistillerError as error:
             sys.stderr.write(f"{error}\n")
@@ -69,7 +72,7 @@ def make_parser() -> argparse.ArgumentParser:
             allow_abbrev=False,  # --loader shall not be taken for --loaders
         )
         command.configure(own)
-        own.set_defaults(run=command.run)
+        own.set_defaults(run=command.run, shares_ranks=command.shares_ranks)
     return parser
 
 

@@ -37,6 +37,7 @@ class SearchCommand(Command):
         "distiller-ng search --model mynet.py:MyNet --checkpoint net.pt --input-shape 1,3,32,32 --budget macs=0.5 "
         "--group filter --evaluate mydata.py:accuracy -o found.yaml"
     )
+    shares_ranks: ClassVar[bool] = True
 
     def configure(self, parser: argparse.ArgumentParser) -> None:
         """``search model --budget NAME=SHARE ... [--group GROUP] [--bits N ...] [-o FILE] [--picture PATH]``."""

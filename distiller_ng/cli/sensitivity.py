@@ -40,6 +40,7 @@ class SensitivityCommand(Command):
     example: ClassVar[str] = (
         "distiller-ng sensitivity --arch resnet20_cifar --checkpoint best.pth.tar --group filter --png sensitivity.png"
     )
+    shares_ranks: ClassVar[bool] = True
 
     def configure(self, parser: argparse.ArgumentParser) -> None:
         """``sensitivity model [--group GROUP] [--sense-range ...] [--csv PATH] [--png PATH] [--results-file PATH]``."""

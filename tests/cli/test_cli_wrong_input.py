@@ -140,3 +140,19 @@ def test_a_missing_package_is_told_before_any_work(folder, capsys, monkeypatch, 
     (folder / "tiny_data.py").write_text("def never(model=None):\n    raise RuntimeError('this took minutes')\n")
     monkeypatch.setitem(sys.modules, package, None)  # importing it fails
     fails_with(capsys, words, said)
+
+
+@pytest.mark.parametrize("name", ["train", "lint"])
+def test_several_processes_that_would_all_do_the_same_are_refused(folder, capsys, monkeypatch, name):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    fails_with(
+        capsys, [name, "agp.yaml", *OWN], f"{name} runs in one process, and torchrun started 2: start it without"
+    )
+
+
+def test_one_process_under_torchrun_works(folder, capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert main(["lint", "agp.yaml"]) == 0
+    assert "agp.yaml" in capsys.readouterr().out
