@@ -96,10 +96,8 @@ def set_up_device_(args: argparse.Namespace) -> None:
     if not all(0 <= number < available for number in wanted):
         raise ArgumentError(f"--gpus {args.gpus}: this machine has the GPUs 0 to {available - 1}")
     if len(wanted) > 1:
-        logger.warning(
-            "one process uses one GPU: GPU %d is used. For several, write the loop with DistributedDataParallel",
-            wanted[0],
-        )
+        more = "For several, write the loop with DistributedDataParallel"
+        logger.warning("one process uses one GPU: GPU %d is used. %s", wanted[0], more)
     args.device = f"cuda:{wanted[0]}"
 
 

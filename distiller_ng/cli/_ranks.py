@@ -41,8 +41,8 @@ def check_one_process(command: str) -> None:
     world = os.environ.get("WORLD_SIZE", "1")
     if "RANK" in os.environ and world.isdecimal() and int(world) > 1:
         raise ArgumentError(
-            f"{command} runs in one process, and torchrun started {world}: start it without. To train in several, write "
-            "the loop yourself, with DistributedDataParallel; sensitivity and search share their work among ranks"
+            f"{command} runs in one process, and torchrun started {world}: start it without. To train in several, "
+            "write the loop yourself, with DistributedDataParallel; sensitivity and search share their work among ranks"
         )
 
 
