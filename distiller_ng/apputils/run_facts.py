@@ -130,7 +130,7 @@ def _macs(model: nn.Module, inputs: ExampleInputs) -> int | None:
     rng = capture_rng()
     try:
         one = with_batch(inputs, 1)
-        costs = layer_costs(model, dict(one.kwargs) if not one.args else one.args)
+        costs = layer_costs(model, one)
         return sum(cost.macs for cost in costs) or None
     except _FAILURES:
         return None

@@ -117,7 +117,7 @@ def _advice_for_filters(unit: Unit, relaxed: bool) -> Advice:
 
 def _runs(candidates: Candidates, inputs: ExampleInputs) -> list[str]:
     """Names of the layers with a cost in the order they run; one that runs twice stands there twice."""
-    return [canonical_name(cost.name) for cost in layer_costs(candidates.model, inputs.args or dict(inputs.kwargs))]
+    return [canonical_name(cost.name) for cost in layer_costs(candidates.model, inputs)]
 
 
 def _joined(coupled: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:

@@ -260,12 +260,8 @@ class Candidates:
 
     def _measured_macs(self) -> list[tuple[float, list[str]]]:
         """The multiply-accumulates of each layer, and the weights that make them."""
-        inputs = self.example_inputs
-        if inputs.args and inputs.kwargs:
-            message = "positional and keyword example inputs together are not measured: give a tuple or a mapping"
-            raise ArgumentError(message, argument=("example_inputs",))
         found: dict[str, float] = {}
-        for cost in layer_costs(self.model, inputs.args or dict(inputs.kwargs)):
+        for cost in layer_costs(self.model, self.example_inputs):
             found[cost.name] = found.get(cost.name, 0.0) + cost.macs
         return [(macs, self._weights_of(layer)) for layer, macs in found.items()]
 

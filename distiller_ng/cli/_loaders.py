@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distiller_ng.apputils import load_data
 from distiller_ng.apputils.classifier_task import Loaders, PartOf
-from distiller_ng.cli._models import GivenModel
 from distiller_ng.cli._own_code import called, named_object
 from distiller_ng.errors import ArgumentError
+
+if TYPE_CHECKING:  # the model's example may come from loaders
+    from distiller_ng.cli._models import GivenModel
 
 __all__ = ["add_loaders_argument", "dataset_loaders", "own_loaders", "required_loaders"]
 

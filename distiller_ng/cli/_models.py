@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from distiller_ng.apputils import (
     classification_dataset_str_from_arch,
@@ -16,8 +18,10 @@ from distiller_ng.apputils import (
     load_lean_checkpoint,
 )
 from distiller_ng.checkpoint.files import read_file
-from distiller_ng.cli._own_code import SEED, called, in_one_line, named_object
+from distiller_ng.cli._examples import NEEDS_EXAMPLE, add_example_argument, checked, of_shape, own_example
+from distiller_ng.cli._own_code import SEED, called, named_object
 from distiller_ng.errors import ArgumentError
+from distiller_ng.graph.inputs import ExampleInputs
 from distiller_ng.models import create_model, load_weights_
 from distiller_ng.models.weights import read_state_dict
 
@@ -33,45 +37,39 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class GivenModel:
-    """A model in evaluation mode, what it is called, the shape of its input (with the batch) and its data set."""
+    """A model in evaluation mode, what it is called, the shape of its input (with the batch) and its data set.
+
+    ``own_example`` gives what the command line says about its inputs otherwise: ``--example``, or ``--loaders``.
+    """
 
     model: nn.Module
     name: str
     input_shape: tuple[int, ...] | None
     dataset: str | None
+    own_example: Callable[[], ExampleInputs | None] = lambda: None
 
-    def example(self) -> Tensor:
-        """Random input, the same in every run: numbers, or tokens for a model with embeddings that takes no numbers.
+    def example(self) -> ExampleInputs:
+        """What one forward pass takes: what the user gave, or random input of the shape, the same in every run.
 
-        Raises :class:`ArgumentError` when no shape is known, and when the model does not run on it.
+        Random input is numbers, or tokens for a model with embeddings that takes no numbers. Raises
+        :class:`ArgumentError` when neither is known, and when the model does not run on it.
         """
-        if self.input_shape is None:
-            raise ArgumentError(f"{self.name}: give the shape of its input, e.g. --input-shape 1,3,32,32")
-        generator = torch.Generator().manual_seed(SEED)
-        examples = [torch.randn(self.input_shape, generator=generator)]
-        tables = [module.num_embeddings for module in self.model.modules() if isinstance(module, nn.Embedding)]
-        if tables:
-            examples.append(torch.randint(0, min(tables), self.input_shape, generator=generator))
-        failures = []
-        for example in examples:
-            try:
-                with torch.no_grad():
-                    self.model(example)
-            except Exception as error:
-                failures.append(error)
-            else:
-                return example
-        shape = ",".join(map(str, self.input_shape))
-        message = f"{self.name} does not run on input of shape {shape}: {in_one_line(failures[-1])}"
-        raise ArgumentError(message) from failures[-1]
+        found = self.example_or_none()
+        if found is None:
+            raise ArgumentError(f"{self.name}: {NEEDS_EXAMPLE}")
+        return found
 
-    def example_or_none(self) -> tuple[Tensor, ...] | None:
-        """What the model is called with, where a shape is known."""
-        return None if self.input_shape is None else (self.example(),)
+    def example_or_none(self) -> ExampleInputs | None:
+        """The same, or None where nothing is known."""
+        if self.input_shape is not None:
+            text = ",".join(map(str, self.input_shape))
+            return checked(self.model, of_shape(self.input_shape, self.model), self.name, text)
+        own = self.own_example()
+        return None if own is None else checked(self.model, [own], self.name)
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add ``--model``, ``--arch``, ``--dataset``, ``--checkpoint`` and ``--input-shape``."""
+    """Add ``--model``, ``--arch``, ``--dataset``, ``--checkpoint``, ``--input-shape`` and ``--example``."""
     group = parser.add_argument_group("Model")
     which = group.add_mutually_exclusive_group()
     which.add_argument(
@@ -83,6 +81,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--input-shape", type=_shape, metavar="N,C,H,W", help="shape of the input with the batch, e.g. 1,3,32,32"
     )
+    add_example_argument(group)
 
 
 def add_teacher_argument(parser: argparse.ArgumentParser) -> None:
@@ -144,12 +143,14 @@ def given_model(options: argparse.Namespace) -> GivenModel | None:
     else:
         dataset, name = options.dataset, options.model
         model = _own_model(options.model, "--model", seed)
-    shape = options.input_shape or getattr(model, "input_shape", None)
-    if shape is None and dataset is not None:
-        shape = classification_get_input_shape(dataset)
+    shape = None
+    if getattr(options, "example", None) is None:
+        shape = options.input_shape or getattr(model, "input_shape", None)
+        if shape is None and dataset is not None:
+            shape = classification_get_input_shape(dataset)
     if options.checkpoint is not None:
         model = _with_weights(model, Path(options.checkpoint).expanduser())
-    return GivenModel(model.eval(), name, _checked_shape(shape, name), dataset)
+    return GivenModel(model.eval(), name, _checked_shape(shape, name), dataset, partial(own_example, options))
 
 
 def _of_the_zoo(dataset: str, arch: str, seed: int = SEED) -> nn.Module:

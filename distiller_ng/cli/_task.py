@@ -20,7 +20,6 @@ from distiller_ng.cli._loaders import required_loaders
 from distiller_ng.cli._models import GivenModel, given_teachers
 from distiller_ng.cli._own_code import called, named_object
 from distiller_ng.errors import ArgumentError
-from distiller_ng.graph.inputs import ExampleInputs
 
 __all__ = ["add_loss_argument", "application_arguments", "given_task", "log_to_stderr"]
 
@@ -54,7 +53,7 @@ def given_task(options: argparse.Namespace, given: GivenModel, *, training: bool
     of_dataset = options.loaders is None and given.dataset is not None
     # In training the application opens a data set itself: a part of it is drawn anew in every epoch.
     loaders = None if of_dataset and training else required_loaders(options, given)
-    example = None if options.input_shape is None else ExampleInputs((given.example(),))
+    said = options.input_shape is not None or options.example is not None
     make = getattr(options, "optimizer", None)
     return Task(
         model=given.model,
@@ -62,7 +61,7 @@ def given_task(options: argparse.Namespace, given: GivenModel, *, training: bool
         criterion=_loss(options.loss),
         make_optimizer=_Maker(make) if training and make is not None else None,
         teachers=(given_teachers(options) or {}) if training else {},
-        example_inputs=example,
+        example_inputs=given.example() if said else None,
     )
 
 

@@ -9,11 +9,11 @@ import zipfile
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from torch import nn
 
 from distiller_ng.apputils import classification_dataset_str_from_arch
 from distiller_ng.cli._data import Evaluation, OwnEvaluation, add_data_arguments, add_evaluate_argument, evaluation
+from distiller_ng.cli._examples import NEEDS_EXAMPLE, of_shape, own_example
 from distiller_ng.cli._models import GivenModel, add_model_arguments, given_model
 from distiller_ng.cli._numbers import above_zero, whole
 from distiller_ng.cli._printing import add_json_argument, print_json
@@ -22,6 +22,7 @@ from distiller_ng.cli.base import COMMANDS, Command
 from distiller_ng.errors import ArgumentError, DistillerError
 from distiller_ng.export import benchmark_model
 from distiller_ng.export.benchmarking_runtimes import loaded
+from distiller_ng.graph.inputs import ExampleInputs
 
 __all__ = ["BenchmarkCommand"]
 
@@ -65,12 +66,7 @@ class BenchmarkCommand(Command):
             models[str(file) if name in models else name] = file
         if not models:
             raise ArgumentError("there is nothing to measure: give files (.onnx, .xml, .pt2), or a model")
-        if given is not None:
-            example = given.example()
-        elif options.input_shape is not None:
-            example = torch.randn(options.input_shape, generator=torch.Generator().manual_seed(0))
-        else:
-            raise ArgumentError("give the shape of the models' input, e.g. --input-shape 1,3,32,32")
+        example = given.example() if given is not None else _of_files(options)
         for file in options.files:
             _check_file(Path(file).expanduser(), options.threads)
         result = benchmark_model(
@@ -108,6 +104,16 @@ def _measure(options: argparse.Namespace) -> Evaluation | OwnEvaluation | None:
     elif dataset is None and options.arch is not None:
         dataset = classification_dataset_str_from_arch(options.arch)
     return evaluation(options, GivenModel(nn.Identity(), "--top1", None, dataset))
+
+
+def _of_files(options: argparse.Namespace) -> ExampleInputs:
+    """What files are called with. Raises :class:`ArgumentError` where nothing says it."""
+    if options.input_shape is not None and options.example is None:
+        return of_shape(options.input_shape, nn.Identity())[0]
+    found = own_example(options)
+    if found is None:
+        raise ArgumentError(NEEDS_EXAMPLE.replace("its input", "the models' input"))
+    return found
 
 
 def _running(model: Any, options: argparse.Namespace) -> Any:

@@ -37,7 +37,7 @@ class ExportCommand(Command):
         """Write it, and say what was written."""
         given = required_model(options)
         is_traced = options.to not in _NOT_TRACED
-        example: Any = given.example() if is_traced or given.input_shape is not None else ()
+        example: Any = given.example() if is_traced else given.example_or_none() or ()
         report = export_model(given.model, options.to, example, options.output)
         if options.json:
             print_json(report_data(report))

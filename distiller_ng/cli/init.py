@@ -84,7 +84,7 @@ class InitCommand(Command):
         with _progress():
             made = first_schedule(
                 given.model,
-                (given.example(),),
+                given.example(),
                 target=options.target,
                 technique=options.technique,
                 epochs=options.epochs,
@@ -126,6 +126,8 @@ def _written(made: FirstSchedule, options: argparse.Namespace) -> str:
     model = f"--model {options.model}" if options.model else f"--arch {options.arch}"
     if options.input_shape:
         model += f" --input-shape {','.join(map(str, options.input_shape))}"
+    elif options.example or options.loaders:
+        model += f" --example {options.example or options.loaders}"
     return "\n".join(
         [
             f"wrote {options.output}; it loads without a problem. Next:",

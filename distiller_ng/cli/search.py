@@ -87,7 +87,7 @@ class SearchCommand(Command):
         with ranks() as first, progress_of("distiller_ng.automatic.search"):
             found = search_compression(
                 given.model,
-                (example,),
+                example,
                 measure,
                 budget,
                 group=options.group,

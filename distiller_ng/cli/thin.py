@@ -13,18 +13,17 @@ from typing import ClassVar
 from torch import nn
 
 from distiller_ng.apputils.classifier_loops import test
-from distiller_ng.apputils.classifier_task import first_inputs
 from distiller_ng.apputils.thin_model import ThinnedModel, thin_model
 from distiller_ng.checkpoint import save_checkpoint
 from distiller_ng.cli._data import add_data_arguments
-from distiller_ng.cli._loaders import own_loaders, required_loaders
+from distiller_ng.cli._loaders import required_loaders
 from distiller_ng.cli._models import GivenModel, add_model_arguments, required_model
 from distiller_ng.cli._numbers import fraction, whole
 from distiller_ng.cli._printing import add_json_argument, print_json
 from distiller_ng.cli._task import log_to_stderr
 from distiller_ng.cli.base import COMMANDS, Command
 from distiller_ng.errors import ArgumentError
-from distiller_ng.graph.inputs import ExampleInputs, as_example_inputs
+from distiller_ng.graph.inputs import ExampleInputs
 from distiller_ng.pruning.importance.base import IMPORTANCES
 from distiller_ng.quantization.exporters import check_exporter, export_model
 
@@ -65,7 +64,7 @@ class ThinCommand(Command):
         budgets = {"macs": options.macs, "params": options.parameters, "latency": options.latency}
         target = {name: value for name, value in budgets.items() if value is not None}
         with log_to_stderr():
-            inputs = _inputs(options, given)
+            inputs = given.example()
             result = thin_model(
                 given.model,
                 inputs,
@@ -100,14 +99,6 @@ def _checked_output(text: str) -> Path:
     if not path.parent.is_dir():
         raise ArgumentError(f"-o {text}: there is no folder {str(path.parent)!r}")
     return path
-
-
-def _inputs(options: argparse.Namespace, given: GivenModel) -> ExampleInputs:
-    if given.input_shape is None:
-        loaders = own_loaders(options)
-        if loaders is not None:
-            return as_example_inputs(first_inputs(loaders.test))
-    return ExampleInputs((given.example(),))
 
 
 def _accuracy(options: argparse.Namespace, given: GivenModel, result: ThinnedModel) -> dict[str, float] | None:

@@ -98,7 +98,7 @@ def macs_of(model: nn.Module, example: ExampleInputs | None) -> int | None:
     if example is None:
         return None
     one = with_batch(example, 1)
-    return sum(cost.macs for cost in layer_costs(model, one.args or dict(one.kwargs)))
+    return sum(cost.macs for cost in layer_costs(model, one))
 
 
 class _Rehearsal:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from distiller_ng.graph.inputs import as_example_inputs
 from distiller_ng.names import canonical_name, unwrap
 from distiller_ng.ops.modules import convert_tensors_recursively_to, model_device
 from distiller_ng.reports.table import Table, size_to_str
@@ -49,19 +50,16 @@ _Cost = Callable[[str, _Call], list[LayerCost]]
 def layer_costs(model: nn.Module, dummy_input: Any) -> list[LayerCost]:
     """The cost of each layer, in the order they run, for one forward pass of ``dummy_input``.
 
-    ``dummy_input`` is a tensor, a tuple of positional arguments or a dictionary of keyword arguments; it is moved to
-    the model's device. The pass runs in evaluation mode without gradients; the model is left as it was.
+    ``dummy_input`` is a tensor, a tuple of positional arguments, a dictionary of keyword arguments or
+    ``ExampleInputs``; it is moved to the model's device. The pass runs in evaluation mode without gradients; the model
+    is left as it was.
     """
     bare = unwrap(model)
     costs: list[LayerCost] = []
     with _observed(bare, costs), _evaluating(bare), torch.no_grad():
-        arguments = convert_tensors_recursively_to(dummy_input, model_device(bare))
-        if isinstance(arguments, Mapping):
-            bare(**arguments)
-        elif isinstance(arguments, tuple | list):
-            bare(*arguments)
-        else:
-            bare(arguments)
+        inputs = as_example_inputs(dummy_input)
+        args, kwargs = convert_tensors_recursively_to((inputs.args, dict(inputs.kwargs)), model_device(bare))
+        bare(*args, **kwargs)
     return costs
 
 

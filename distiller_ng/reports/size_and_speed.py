@@ -62,7 +62,7 @@ def size_and_speed(
         ModelFigures(
             name,
             sum(p.numel() for p in model.parameters()),
-            sum(cost.macs for cost in layer_costs(model, one.args)),
+            sum(cost.macs for cost in layer_costs(model, one)),
             _file_bytes(model),
             {batch: latency[batch][name] for batch in batches},
         )
