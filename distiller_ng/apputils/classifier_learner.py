@@ -17,7 +17,7 @@ from distiller_ng.apputils.classifier_args import init_classifier_compression_ar
 from distiller_ng.apputils.classifier_batches import Criterion
 from distiller_ng.apputils.classifier_loops import load_data, train, validate
 from distiller_ng.apputils.classifier_quantization import check_quantization_flags
-from distiller_ng.apputils.classifier_run import open_run_folder
+from distiller_ng.apputils.classifier_run import open_run_folder, without_leftovers
 from distiller_ng.apputils.classifier_setup import infer_implicit_args_, init_learner, set_up_device_, set_up_seeds
 from distiller_ng.apputils.classifier_task import Loaders, Task, check_fit
 from distiller_ng.data_loggers import (
@@ -52,9 +52,10 @@ class ClassifierLearner:
         self.pylogger = DataLogger() if self.folder is None else self.folder.console
         self.tflogger = DataLogger() if self.folder is None else self.folder.tensorboard
         self.loggers: list[DataLogger] = [] if self.folder is None else self.folder.loggers
-        set_up_seeds(self.args)
-        set_up_device_(self.args)
-        learner = init_learner(self.args, self.task)
+        with without_leftovers(self.folder):
+            set_up_seeds(self.args)
+            set_up_device_(self.args)
+            learner = init_learner(self.args, self.task)
         self.model, self.optimizer = learner.model, learner.optimizer
         self.compression_scheduler = learner.scheduler
         self.start_epoch, self.ending_epoch = learner.start_epoch, self.args.epochs
@@ -86,9 +87,10 @@ class ClassifierLearner:
         go together.
         """
         if any(loader is None for loader in self.data_loaders):
-            loaders = Loaders.of(self.task.loaders or load_data(self.args))
-            if self.task.model is not None or self.task.loaders is not None:
-                check_fit(self.model, loaders, self.criterion)
+            with without_leftovers(self.folder):
+                loaders = Loaders.of(self.task.loaders or load_data(self.args))
+                if self.task.model is not None or self.task.loaders is not None:
+                    check_fit(self.model, loaders, self.criterion)
             self.train_loader, self.val_loader, self.test_loader = loaders
         return self.data_loaders
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from torch.optim import Optimizer
 
-from distiller_ng.apputils.log_setup import config_pylogger, log_execution_env_state
+from distiller_ng.apputils.log_setup import close_pylogger, config_pylogger, log_execution_env_state
 from distiller_ng.apputils.run_folder import RunFolder
 from distiller_ng.apputils.trackers import PerformanceRecord, TrainingPerformanceTracker
-from distiller_ng.errors import ArgumentError
+from distiller_ng.errors import ArgumentError, DistillerError
 
-__all__ = ["check_epochs_left", "log_best_epochs", "open_run_folder", "run_facts"]
+__all__ = ["check_epochs_left", "log_best_epochs", "open_run_folder", "run_facts", "without_leftovers"]
 
 logger = logging.getLogger("distiller_ng.apputils.image_classifier")
 
@@ -35,6 +37,18 @@ def open_run_folder(args: argparse.Namespace, script_dir: str | os.PathLike[str]
     folder = RunFolder(Path(run_log.logdir), run_log, name=args.name, histograms=args.log_params_histograms)
     folder.keep_environment(environment)
     return folder
+
+
+@contextmanager
+def without_leftovers(folder: RunFolder | None) -> Iterator[None]:
+    """Around what comes before training: a run that ends here because of a mistake leaves no folder."""
+    try:
+        yield
+    except (DistillerError, OSError):
+        if folder is not None:
+            close_pylogger()
+            folder.discard_unused()
+        raise
 
 
 def run_facts(args: argparse.Namespace, optimizer: Optimizer | None) -> dict[str, Any]:

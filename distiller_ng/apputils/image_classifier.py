@@ -23,10 +23,11 @@ from distiller_ng.apputils.classifier_quantization import (
     idle_quantization_flags,
     quantize_and_test_model,
 )
-from distiller_ng.apputils.classifier_run import check_epochs_left, log_best_epochs, run_facts
+from distiller_ng.apputils.classifier_run import check_epochs_left, log_best_epochs, run_facts, without_leftovers
 from distiller_ng.apputils.classifier_sensitivity import sensitivity_analysis
 from distiller_ng.apputils.classifier_task import PartOf, Task
-from distiller_ng.apputils.run_folder import RunState
+from distiller_ng.apputils.run_facts import first_inputs
+from distiller_ng.apputils.run_folder import NO_SIZES, RunState, predicted_sizes
 from distiller_ng.apputils.run_results import (
     RunResults,
     Scores,
@@ -38,6 +39,7 @@ from distiller_ng.apputils.trackers import PerformanceRecord, SparsityAccuracyTr
 from distiller_ng.checkpoint import read_checkpoint
 from distiller_ng.core.summary import CompressionSummary
 from distiller_ng.data_loggers import create_activation_stats_collectors, save_collectors_data
+from distiller_ng.graph.inputs import ExampleInputs
 from distiller_ng.ops.weights import model_sparsity
 from distiller_ng.reports import weights_sparsity_tbl_summary
 
@@ -113,7 +115,8 @@ class ClassifierCompressor(ClassifierLearner):
 
         Raises :class:`ArgumentError` when there is no epoch left to run.
         """
-        check_epochs_left(self.start_epoch, self.ending_epoch)
+        with without_leftovers(self.folder):
+            check_epochs_left(self.start_epoch, self.ending_epoch)
         self.load_datasets()
         self.compression_scheduler.data.see_loader(self.train_loader)
         for text in unfinished_policies(self.compression_scheduler, self.ending_epoch):
@@ -134,11 +137,18 @@ class ClassifierCompressor(ClassifierLearner):
     def _record_start(self) -> None:
         if self.folder is None:
             return
-        scheduler = self.compression_scheduler
-        if scheduler.entries:
-            self.folder.keep_plan(scheduler, len(self.train_loader), self.ending_epoch)
-        if not self.results.model_before:
-            self.folder.record_start(self.results, scheduler, scheduler.graph.example_inputs)
+        scheduler, steps, inputs = self.compression_scheduler, len(self.train_loader), self._example()
+        is_new = not self.results.model_before
+        if scheduler.entries and (is_new or not (self.folder.path / "plan.json").exists()):
+            sizes = predicted_sizes(scheduler, steps, self.ending_epoch, inputs) if is_new else NO_SIZES
+            self.folder.keep_plan(scheduler, steps, self.ending_epoch, sizes=sizes)
+        if is_new:
+            self.folder.record_start(self.results, scheduler, inputs)
+
+    def _example(self) -> ExampleInputs | None:
+        """What the model is called with for one sample."""
+        known = self.compression_scheduler.graph.example_inputs or self.task.inputs_for(self.model)
+        return known or first_inputs(self.train_loader)
 
     def _measure_before_pruning(self, epoch: int) -> None:
         scheduler = self.compression_scheduler
@@ -170,6 +180,9 @@ class ClassifierCompressor(ClassifierLearner):
         }
         if self.folder is not None:
             self.folder.save(self._state(), epoch, extras=extras, is_best=best.epoch == epoch)
+            self.results.status, self.results.epochs_done = "running", epoch + 1
+            self.folder.record_state(self.results, self.compression_scheduler, self._example())
+            self.folder.save_results(self.results)
 
     def _finish(self, seconds: float) -> CompressionSummary:
         """Fire what is pending in the schedule and compare planned with achieved sparsity."""
@@ -180,10 +193,9 @@ class ClassifierCompressor(ClassifierLearner):
             # The last epoch's checkpoint stays as it is: a run that continues must not see the end's actions.
             self.folder.save_final(self._state(), self._epoch)
         self.results.summary, self.results.seconds = summary, round(seconds, 2)
-        self.results.epochs_done = self._epoch + 1
+        self.results.status, self.results.epochs_done = "finished", self._epoch + 1
         if self.folder is not None:
-            scheduler = self.compression_scheduler
-            self.folder.record_end(self.results, scheduler, scheduler.graph.example_inputs)
+            self.folder.record_end(self.results, self.compression_scheduler, self._example())
         return summary
 
     # -- evaluation -------------------------------------------------------------------------------------------------

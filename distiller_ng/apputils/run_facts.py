@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from distiller_ng.core._batches import split_batch
+from distiller_ng.core.hooks import HookDriver
 from distiller_ng.core.policy_list import PolicyList
 from distiller_ng.core.resume import capture_rng, restore_rng
 from distiller_ng.errors import DistillerError
 from distiller_ng.graph.inputs import ExampleInputs, with_batch
-from distiller_ng.names import unwrap
+from distiller_ng.names import canonical_name, unwrap
 from distiller_ng.ops.sparsity import count_nonzero
 from distiller_ng.ops.weights import counted_weights
 from distiller_ng.policies.quantization import QuantizationPolicy
+from distiller_ng.reports._plan_sizes import quantized_bits
 from distiller_ng.reports.compute import layer_costs
 
 __all__ = ["bits_by_module", "first_inputs", "layer_facts", "model_facts", "weight_histograms"]
@@ -28,22 +31,33 @@ _BINS = 48
 _FAILURES = (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError, NotImplementedError)
 
 
-def model_facts(model: nn.Module, inputs: ExampleInputs | None = None) -> dict[str, Any]:
+def model_facts(
+    model: nn.Module, inputs: ExampleInputs | None = None, scheduler: HookDriver | None = None
+) -> dict[str, Any]:
     """``parameters``, ``nonzero``, ``bytes`` (parameters and buffers as they are in memory), ``sparsity``, ``macs``.
 
-    ``sparsity`` is the fraction of zeros in the weights that count, ``macs`` of one sample of ``inputs``, None where
-    they are not known or the model does not run on them. Linear(4, 2) has 10 parameters, 40 bytes and 8 MACs.
+    ``nonzero`` leaves out zeros of tensors with two dimensions or more, and those that the masks of ``scheduler`` make:
+    others of biases and norms, which many models begin with, say nothing. ``sparsity`` is the fraction of zeros in the
+    weights that count, ``macs`` of one sample of ``inputs``, None where they are not known or the model does not run on
+    them. ``bytes_at_bits``: the bytes with every parameter at the bits that quantizers of ``scheduler`` give it.
+    Linear(4, 2) has 10 parameters, 40 bytes and 8 MACs.
     """
     bare = unwrap(model)
-    parameters = list(bare.parameters())
+    parameters = {canonical_name(name): parameter for name, parameter in bare.named_parameters()}
     weights = list(counted_weights(bare))
     total = sum(weight.numel() for _, weight in weights)
     nonzero = sum(count_nonzero(weight) for _, weight in weights)
-    tensors = [*parameters, *bare.buffers()]
+    buffers = sum(buffer.numel() * buffer.element_size() for buffer in bare.buffers())
+    sizes = {name: p.numel() * 8 * p.element_size() for name, p in parameters.items()}
+    policies = [] if scheduler is None else [entry.policy for entry in scheduler.entries]
+    bits = {k: n for one in policies if isinstance(one, QuantizationPolicy) for k, n in quantized_bits(one).items()}
+    masks = {} if scheduler is None else scheduler.masks.masked()
+    quantized = {name: parameters[name].numel() * n for name, n in bits.items() if name in parameters}
     return {
-        "parameters": sum(p.numel() for p in parameters),
-        "nonzero": sum(count_nonzero(p) for p in parameters),
-        "bytes": sum(t.numel() * t.element_size() for t in tensors),
+        "parameters": sum(p.numel() for p in parameters.values()),
+        "nonzero": sum(_counted(p, masks.get(name)) for name, p in parameters.items()),
+        "bytes": buffers + sum(sizes.values()) // 8,
+        "bytes_at_bits": buffers + math.ceil(sum((sizes | quantized).values()) / 8),
         "sparsity": 1 - nonzero / total if total else 0.0,
         "macs": None if inputs is None else _macs(bare, inputs),
     }
@@ -123,6 +137,13 @@ def weight_histograms(model: nn.Module, bins: int = _BINS) -> dict[str, dict[str
         zeros = int((weight == 0).sum())
         found[name] = {"low": low, "high": high, "counts": [int(count) for count in counts], "zeros": zeros}
     return found
+
+
+def _counted(parameter: Tensor, mask: Tensor | None) -> int:
+    """Values that are not zero; of one dimension, those that are not masked."""
+    if parameter.dim() > 1:
+        return count_nonzero(parameter)
+    return parameter.numel() if mask is None else count_nonzero(mask)
 
 
 def _macs(model: nn.Module, inputs: ExampleInputs) -> int | None:

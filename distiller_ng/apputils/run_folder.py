@@ -6,8 +6,9 @@ import csv
 import io
 import json
 import logging
+import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -30,10 +31,11 @@ from distiller_ng.data_loggers import (
 from distiller_ng.errors import ArgumentError, DistillerError
 from distiller_ng.graph.inputs import ExampleInputs
 from distiller_ng.ops.files import write_text_atomically
+from distiller_ng.reports._plan_sizes import PredictedSizes
 from distiller_ng.reports.schedule_plan import schedule_plan
 from distiller_ng.reports.schedule_timeline import schedule_timeline
 
-__all__ = ["RunFolder", "RunState"]
+__all__ = ["NO_SIZES", "RunFolder", "RunState", "predicted_sizes"]
 
 _RESULTS = (
     "acts_histograms.pt",
@@ -48,6 +50,11 @@ _RESULTS = (
     "weights_sparsity.csv",
 )
 
+#: Values of a model that is not copied any more to try removals on.
+_MOST_TO_COPY = 200_000_000
+#: Where nothing was predicted.
+NO_SIZES = PredictedSizes(())
+
 logger = logging.getLogger(__name__)
 
 
@@ -60,6 +67,35 @@ class RunState:
     optimizer: Optimizer | None
     scheduler: CompressionScheduler
     schedule_text: str | None
+
+
+def predicted_sizes(
+    scheduler: CompressionScheduler,
+    steps_per_epoch: float,
+    epochs: int | None,
+    inputs: ExampleInputs | None,
+    before: Mapping[str, Any] | None = None,
+) -> PredictedSizes:
+    """What the model will cost after each step of its schedule; nothing where that cannot be planned.
+
+    Removals are tried on copies of the model, as it is now, unless it is too large or its parameters are shared out
+    over processes. ``before``: :func:`~distiller_ng.apputils.run_facts.model_facts` of the model at the beginning of a
+    run whose first epoch has begun to change it.
+    """
+    parameters = list(scheduler.model.parameters())
+    is_sharded = any(hasattr(parameter, "full_tensor") for parameter in parameters)
+    if is_sharded or sum(parameter.numel() for parameter in parameters) > _MOST_TO_COPY:
+        return NO_SIZES
+    try:
+        plan = schedule_plan(scheduler, steps_per_epoch, epochs, predict=True, example_inputs=inputs)
+    except DistillerError:  # told by keep_plan
+        return NO_SIZES
+    known, rows = set(scheduler.notes), list(plan.sizes)
+    if before:
+        rows[0] = replace(
+            rows[0], parameters=before["parameters"], nonzero=before["nonzero"], size_bytes=before["bytes"]
+        )
+    return PredictedSizes(tuple(rows), tuple(note for note in plan.notes if note not in known))
 
 
 class RunFolder:
@@ -97,15 +133,26 @@ class RunFolder:
         """Write ``environment.json``: versions, machine, command line."""
         self._write_json("environment.json", environment)
 
-    def keep_plan(self, scheduler: CompressionScheduler, steps_per_epoch: float, epochs: int | None = None) -> None:
-        """Write ``plan.json``, what the schedule will do; a schedule that cannot be planned leaves it out."""
+    def keep_plan(
+        self,
+        scheduler: CompressionScheduler,
+        steps_per_epoch: float,
+        epochs: int | None = None,
+        *,
+        sizes: PredictedSizes = NO_SIZES,
+    ) -> None:
+        """Write ``plan.json``, what the schedule will do, with the ``sizes`` that :func:`predicted_sizes` expects.
+
+        A schedule that cannot be planned leaves it out.
+        """
         try:
-            plan = schedule_plan(scheduler, steps_per_epoch, epochs)
+            plan = replace(schedule_plan(scheduler, steps_per_epoch, epochs), sizes=sizes.rows)
             timeline = schedule_timeline(scheduler, steps_per_epoch, epochs, optimizer=scheduler.optimizer)
         except DistillerError as error:
             logger.warning("the plan of the schedule was not written: %s", error)
             return
-        self._write_json("plan.json", {"plan": plan.as_dict(), "timeline": timeline.as_dict()})
+        content = {"plan": plan.as_dict(), "timeline": timeline.as_dict(), "size_notes": list(sizes.notes)}
+        self._write_json("plan.json", content)
 
     def record_start(self, results: RunResults, scheduler: CompressionScheduler, inputs: ExampleInputs | None) -> None:
         """Note in ``results`` what the model is, and its weights in ``histograms.json``, before training."""
@@ -114,7 +161,7 @@ class RunFolder:
 
     def record_state(self, results: RunResults, scheduler: CompressionScheduler, inputs: ExampleInputs | None) -> None:
         """Note what the model is now, with its layers and their bits."""
-        results.model_after = model_facts(scheduler.model, inputs)
+        results.model_after = model_facts(scheduler.model, inputs, scheduler)
         results.layers = layer_facts(scheduler.model, bits_by_module(scheduler))
 
     def record_end(self, results: RunResults, scheduler: CompressionScheduler, inputs: ExampleInputs | None) -> None:
@@ -186,6 +233,12 @@ class RunFolder:
             text = io.StringIO(newline="")
             csv.writer(text, lineterminator="\n").writerows(head + kept)
             write_text_atomically(table, text.getvalue())
+
+    def discard_unused(self) -> None:
+        """Remove the folder of a run that ended before it measured or saved anything; any other stays."""
+        self.close()
+        if not (self.path / "metrics.jsonl").exists() and not list(self.path.glob("*.pth.tar")):
+            shutil.rmtree(self.path, ignore_errors=True)
 
     def close(self) -> None:
         """Finish writing."""

@@ -12,13 +12,23 @@ from torch import Tensor, nn
 
 from distiller_ng.apputils.run_results import undisturbed
 from distiller_ng.core._batches import split_batch
+from distiller_ng.core.scheduler import CompressionScheduler
 from distiller_ng.data_loggers import collect_histograms
 from distiller_ng.data_loggers.base import plain_number
 from distiller_ng.errors import ArgumentError, CalibrationError
 from distiller_ng.names import unwrap
 from distiller_ng.ops.modules import convert_tensors_recursively_to, model_device
 
-__all__ = ["EpochLosses", "doubts", "named_numbers", "save_activation_histograms", "schedule_text", "validations"]
+__all__ = [
+    "EpochLosses",
+    "already_done",
+    "doubts",
+    "learning_rate",
+    "named_numbers",
+    "save_activation_histograms",
+    "schedule_text",
+    "validations",
+]
 
 
 #: Names in files for what people call these in code.
@@ -102,6 +112,18 @@ def named_numbers(values: Mapping[str, Any]) -> dict[str, float]:
     return found
 
 
+def already_done(scheduler: CompressionScheduler, epoch: int) -> tuple[int, int]:
+    """Minibatches of ``epoch`` that ran before the checkpoint this run goes on from, and how many it has; else 0, 0."""
+    point = scheduler.resume_point
+    return (0, 0) if point is None or point.epoch != epoch else (point.minibatch_id, point.minibatches_per_epoch)
+
+
+def learning_rate(scheduler: CompressionScheduler) -> dict[str, float]:
+    """``{"LR": 0.1}`` of the first group of parameters; empty without an optimizer."""
+    groups = [] if scheduler.optimizer is None else scheduler.optimizer.param_groups
+    return {"LR": float(groups[0]["lr"])} if groups else {}
+
+
 def validations(events: Iterable[Mapping[str, Any]]) -> Iterator[tuple[dict[str, float], int]]:
     """``(results, epoch)`` of every validation among the lines of ``metrics.jsonl``."""
     for event in events:
@@ -112,7 +134,9 @@ def validations(events: Iterable[Mapping[str, Any]]) -> Iterator[tuple[dict[str,
 
 def doubts(not_finite: Iterable[int], top1: float | None) -> list[str]:
     """Warnings about what was recorded: epochs whose loss was no finite number, a fraction where percent is meant."""
-    found = [f"the loss was not a finite number in epoch {epoch}" for epoch in not_finite]
+    epochs = sorted(not_finite)
+    named = ", ".join(map(str, epochs[:3])) + (f" and {len(epochs) - 3} more" if len(epochs) > 3 else "")
+    found = [f"the loss was not a finite number in epoch{'s' * (len(epochs) > 1)} {named}"] if epochs else []
     if top1 is not None and 0 < top1 <= 1:
         found.append(f"top1 is percent, and {top1:.4g} was logged: if it is a fraction, log 100 times as much")
     return found

@@ -14,10 +14,12 @@ from torch import Tensor
 
 from distiller_ng.apputils.log_setup import execution_env_state
 from distiller_ng.apputils.run_facts import first_inputs, model_facts
-from distiller_ng.apputils.run_folder import RunFolder
+from distiller_ng.apputils.run_folder import NO_SIZES, RunFolder, predicted_sizes
 from distiller_ng.apputils.run_measuring import (
     EpochLosses,
+    already_done,
     doubts,
+    learning_rate,
     named_numbers,
     save_activation_histograms,
     schedule_text,
@@ -33,13 +35,14 @@ from distiller_ng.data_loggers import log_training_progress, log_weights_sparsit
 from distiller_ng.errors import ArgumentError
 from distiller_ng.graph.inputs import ExampleInputs, ExampleInputsLike, as_example_inputs
 from distiller_ng.names import unwrap
+from distiller_ng.reports._plan_sizes import PredictedSizes
 
 __all__ = ["RunRecorder", "record_run"]
 
 _TRAINING, _VALIDATION, _TEST = "Performance/Training/", "Performance/Validation/", "Performance/Test/"
-#: What ``scheduler.report`` calls results.
-_REPORTED = {"min": "Loss", "max": "Score"}
+_REPORTED = {"min": "Loss", "max": "Score"}  # what scheduler.report calls results
 _LINES_AN_EPOCH = 10
+_ANY_STEPS = 100  # an epoch, before its loader is known; sizes do not depend on them
 _OBJECTIVE, _OVERALL = "Objective Loss", "Overall Loss"
 
 
@@ -114,7 +117,8 @@ class RunRecorder(RunObserver):
         self._losses = EpochLosses()
         self._began, self._seconds = time.monotonic(), 0.0
         self._first_pruning: int | None = None
-        self._not_finite: list[int] = []
+        self._not_finite: set[int] = set()
+        self._sizes: PredictedSizes | None = NO_SIZES  # None: once it is known what the model is called with
 
     def log(self, **values: Any) -> None:
         """Keep results: of the open epoch, of the model before training, or after it, depending on when it is called.
@@ -209,10 +213,7 @@ class RunRecorder(RunObserver):
         """Begin a run, or go on with the one in the folder if the loop does."""
         folder = RunFolder(self.path, None, tensorboard=self._tensorboard)
         before, results = folder.results_so_far(), self._results
-        point = self._scheduler.resume_point
-        done = total = 0
-        if point is not None and point.epoch == epoch:
-            done, total = point.minibatch_id, point.minibatches_per_epoch
+        done, total = already_done(self._scheduler, epoch)
         is_resumed = epoch > 0 or done > 0
         if self._overwrite and not is_resumed:
             folder.forget()
@@ -233,7 +234,9 @@ class RunRecorder(RunObserver):
             for values, at in validations(folder.events()):
                 self._remember(values, at)
         else:
-            folder.record_start(results, self._scheduler, self._known_inputs())
+            inputs = self._known_inputs()
+            folder.record_start(results, self._scheduler, inputs)
+            self._sizes = None if inputs is None else predicted_sizes(self._scheduler, _ANY_STEPS, None, inputs)
             self._epoch = -1
             for values in self._early:
                 self._keep(values)
@@ -247,26 +250,23 @@ class RunRecorder(RunObserver):
 
     def _first_step(self, minibatches_per_epoch: int) -> None:
         """Now the loader is known: what the schedule will do in steps, and what the model is called with."""
-        if self._folder is None:
-            return
         scheduler = self._scheduler
-        if not (self.path / "plan.json").exists() and scheduler.entries:
-            steps = -(-minibatches_per_epoch // scheduler.accumulation_steps)
-            self._folder.keep_plan(scheduler, steps)
         if self._known_inputs() is None:
             self._inputs = first_inputs(scheduler.data.loader)
+        if self._folder is not None and not (self.path / "plan.json").exists() and scheduler.entries:
+            steps = -(-minibatches_per_epoch // scheduler.accumulation_steps)
+            if self._sizes is None:
+                self._sizes = predicted_sizes(scheduler, steps, None, self._inputs, self._results.model_before)
+            self._folder.keep_plan(scheduler, steps, sizes=self._sizes)
         before = self._results.model_before
         if before.get("macs") is None:
             self._results.model_before = {**before, "macs": model_facts(scheduler.model, self._inputs)["macs"]}
 
     def _log_training(self) -> None:
         metrics = self._losses.means()
-        if not all(map(math.isfinite, metrics.values())) and self._epoch not in self._not_finite:
-            self._not_finite.append(self._epoch)
-        optimizer = self._scheduler.optimizer
-        if optimizer is not None and optimizer.param_groups:
-            metrics["LR"] = float(optimizer.param_groups[0]["lr"])
-        self._write(_TRAINING, metrics, self._epoch, self._done, max(self._steps, 1))
+        if not all(map(math.isfinite, metrics.values())):
+            self._not_finite.add(self._epoch)
+        self._write(_TRAINING, metrics | learning_rate(self._scheduler), self._epoch, self._done, max(self._steps, 1))
 
     def _keep(self, values: Mapping[str, float]) -> None:
         """Values of the model before training, of the epoch that is open or was the last, or of the finished run."""

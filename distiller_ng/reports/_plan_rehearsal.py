@@ -65,7 +65,13 @@ def is_structural(entry: Entry) -> bool:
 
 
 def rehearse(
-    scheduler: HookDriver, model: nn.Module, epochs: int, *, also: Collection[int] = (), redrawn: bool = False
+    scheduler: HookDriver,
+    model: nn.Module,
+    epochs: int,
+    example: ExampleInputs | None,
+    *,
+    also: Collection[int] = (),
+    redrawn: bool = False,
 ) -> tuple[list[Snapshot], Snapshot]:
     """Run the structural policies in their decisive epochs; what they leave after each, and at the end of training.
 
@@ -79,7 +85,6 @@ def rehearse(
         clone = copy.deepcopy(unwrap(model)).cpu()
         if redrawn:
             _redraw_(clone)
-        example = scheduler.graph.example_inputs
         return _Rehearsal(scheduler, clone, example).run(entries, epochs, also)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from distiller_ng.core.entries import Entry
 from distiller_ng.core.hooks import HookDriver
 from distiller_ng.errors import DistillerError
+from distiller_ng.graph.inputs import ExampleInputs
 from distiller_ng.names import ParameterIndex, canonical_name, unwrap
 from distiller_ng.policies.layer_pruning import LayerPruning
 from distiller_ng.policies.layer_thinning import LayerThinning
@@ -25,7 +26,7 @@ from distiller_ng.pruning.random_level import RandomLevelStructureParameterPrune
 from distiller_ng.reports._plan_curves import Curve, value_at
 from distiller_ng.reports._plan_rehearsal import Snapshot, buffer_bytes, is_structural, macs_of, rehearse, sizes_of
 
-__all__ = ["PredictedSize", "PredictedSizes", "predict_sizes"]
+__all__ = ["PredictedSize", "PredictedSizes", "predict_sizes", "quantized_bits"]
 
 #: Numbers that differ by more between two sets of weights are not predictions.
 _ALIKE = 0.03
@@ -63,14 +64,16 @@ def predict_sizes(
     model: nn.Module,
     epochs: int,
     planned: Sequence[tuple[Entry, Sequence[float], Sequence[Curve]]],
+    example: ExampleInputs | None,
 ) -> PredictedSizes:
     """Rows for every moment at which a policy ends its pruning, removes structures or begins to quantize.
 
-    ``planned``: each policy with the epochs of its acts and its curves. ``model`` is looked at and not changed.
+    ``planned``: each policy with the epochs of its acts and its curves. ``model`` is looked at and not changed;
+    ``example``: what it is called with.
     Sparsities of single weights follow from the schedule. Structured pruning and removal are run on copies, once with
     the present weights and once with random ones: what differs is approximate.
     """
-    return _Forecast(scheduler, model, epochs, planned).make()
+    return _Forecast(scheduler, model, epochs, planned, example).make()
 
 
 @dataclass(slots=True)
@@ -86,8 +89,10 @@ class _Forecast:
         model: nn.Module,
         epochs: int,
         planned: Sequence[tuple[Entry, Sequence[float], Sequence[Curve]]],
+        example: ExampleInputs | None,
     ) -> None:
         self.scheduler, self.model, self.epochs, self.planned = scheduler, model, epochs, planned
+        self.example = example
         self.notes: list[str] = []
         self.told: set[int] = set()
         self.bits = {name: 8 * p.element_size() for name, p in _named(model)}
@@ -132,7 +137,9 @@ class _Forecast:
         try:
             for number, tried in enumerate(self.tries or ()):
                 also = {math.floor(event.epoch) for event in self._events()}
-                found, last = rehearse(self.scheduler, self.model, self.epochs, also=also, redrawn=bool(number))
+                found, last = rehearse(
+                    self.scheduler, self.model, self.epochs, self.example, also=also, redrawn=bool(number)
+                )
                 tried += [*found, last]
         except _MODEL_ERRORS as error:
             self.tries = None
@@ -140,12 +147,11 @@ class _Forecast:
             self.notes.append(f"what structured pruning leaves cannot be tried on a copy of the model: {reason}")
 
     def _macs(self) -> int | None:
-        example = self.scheduler.graph.example_inputs
-        if example is None:
+        if self.example is None:
             self.notes.append("MACs are not known: give the shape of the model's input")
             return None
         try:
-            return macs_of(self.model, example)
+            return macs_of(self.model, self.example)
         except _MODEL_ERRORS as error:
             self.notes.append(f"MACs are not known: the model does not run ({' '.join(str(error).split())})")
             return None
@@ -221,7 +227,7 @@ class _Forecast:
         bits = dict(self.bits)
         for entry, acts, _ in self.planned:
             if isinstance(entry.policy, QuantizationPolicy) and acts and number >= 0 and acts[0] <= at:
-                bits |= _quantized(entry.policy)
+                bits |= quantized_bits(entry.policy)
         return snapshot.buffers + math.ceil(sum(size * bits.get(name, 32) for name, size in snapshot.numel.items()) / 8)
 
     def _zeros_now(self) -> int:
@@ -273,8 +279,8 @@ def _why_unknown(
     return f"{'chance decides' if by_chance else 'the weights decide'} how much it prunes"
 
 
-def _quantized(policy: QuantizationPolicy) -> dict[str, int]:
-    """Bits of every quantized parameter."""
+def quantized_bits(policy: QuantizationPolicy) -> dict[str, int]:
+    """Bits of every parameter that a policy quantizes: ``{"fc.weight": 8, "fc.bias": 32}``."""
     found: dict[str, int] = {}
     for row in policy.quantizer.plan().rows:
         for own, bits in (("weight", row.weights), ("bias", row.bias)):

@@ -12,6 +12,7 @@ from torch import nn
 from distiller_ng.core.entries import Entry
 from distiller_ng.core.hooks import HookDriver
 from distiller_ng.errors import ArgumentError
+from distiller_ng.graph.inputs import ExampleInputs
 from distiller_ng.reports._plan_curves import Curve, curves_of
 from distiller_ng.reports._plan_rows import Kind, LayerBits, kind_of, layer_bits, told
 from distiller_ng.reports._plan_sizes import PredictedSize, predict_sizes
@@ -85,12 +86,14 @@ def schedule_plan(
     *,
     predict: bool = False,
     original: nn.Module | None = None,
+    example_inputs: ExampleInputs | None = None,
 ) -> SchedulePlan:
     """What ``scheduler`` will do in a run of ``epochs`` (default: as long as its windows are).
 
     ``predict``: also what the model will cost after each step (``sizes``); structured pruning and removal are tried on
     copies for that. ``original``: the model as it was before the schedule was loaded, where a quantizer changed it
-    (default: the scheduler's own). Nothing of the scheduler or the model changes.
+    (default: the scheduler's own). ``example_inputs``: what the model is called with, where the scheduler was not told.
+    Nothing of the scheduler or the model changes.
 
     Raises :class:`ArgumentError` unless ``steps_per_epoch`` is above 0. Example: a gradual pruner from epoch 0 to 4
     with a frequency of 1 acts 5 times, at epochs 0, 1, 2, 3 and 4::
@@ -106,7 +109,8 @@ def schedule_plan(
     if not predict:
         return SchedulePlan(length, steps_per_epoch, rows, notes)
     planned = [(entry, row.acts, row.curves) for entry, row in zip(scheduler.entries, rows, strict=True)]
-    found = predict_sizes(scheduler, scheduler.model if original is None else original, length, planned)
+    model = scheduler.model if original is None else original
+    found = predict_sizes(scheduler, model, length, planned, example_inputs or scheduler.graph.example_inputs)
     return SchedulePlan(length, steps_per_epoch, rows, (*notes, *found.notes), found.rows)
 
 

@@ -182,7 +182,7 @@ def test_a_run_that_was_interrupted(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"event": "trai')
     assert "This run did not finish: what is shown is its state after 2 epochs." in page_of(tmp_path, tmp_path)
     (tmp_path / "summary.json").write_text('{"status": "stopped by KeyboardInterrupt", "epochs_done": 1}')
-    assert "state after 1 epochs (stopped by KeyboardInterrupt)" in page_of(tmp_path, tmp_path)
+    assert "state after 1 epoch (stopped by KeyboardInterrupt)" in page_of(tmp_path, tmp_path)
 
 
 def test_losses_that_were_not_finite_break_the_line_and_are_told(tmp_path):

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Literal
 
 from distiller_ng.reports.html.run_data import Curve
 from distiller_ng.reports.html.style import SERIES
@@ -16,14 +17,14 @@ __all__ = ["Frame", "Line", "Point", "figure", "legend", "line_chart", "scatter_
 _WIDTH, _HEIGHT = 400, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 14, 14, 40
 _DASHES = ("", "7 4", "2 3")
-_MOST_POINTS = 400  # more cannot be told apart
+_MOST_POINTS, _MOST_FAINT = 400, 100  # more cannot be told apart
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
     """One line of a chart. ``colour`` counts from 0; ``dash``: 0 solid, 1 dashed, 2 dotted; ``faint`` ones have no key.
 
-    ``steps``: a value holds until the next one.
+    ``steps``: a value holds until the next one (``"after"``), or from the one before (``"before"``).
     """
 
     name: str
@@ -32,17 +33,22 @@ class Line:
     dash: int = 0
     faint: bool = False
     heavy: bool = False
-    steps: bool = False
+    steps: Literal["", "after", "before"] = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One model in a scatter plot; ``text`` says its values."""
+    """One model in a scatter plot; ``text`` says its values; ``colour`` counts from 0, ``mark`` stands in it.
+
+    Without these they follow from its place among the others.
+    """
 
     label: str
     x: float
     y: float
     text: str = ""
+    colour: int | None = None
+    mark: str = ""
 
 
 def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
@@ -89,29 +95,32 @@ def line_chart(
     return figure(title, "".join(drawn), _described(shown, unit, x_label), legend(shown))
 
 
-def scatter_chart(title: str, points: Sequence[Point], *, x_label: str, y_label: str, unit: str = "") -> str:
+def scatter_chart(
+    title: str, points: Sequence[Point], *, x_label: str, y_label: str, unit: str = "", less_is_better: bool = False
+) -> str:
     """A figure with one numbered mark a model, their names below; those that no other beats in both are joined.
 
-    Lower ``x`` and higher ``y`` are better. Empty text with fewer than two points.
+    Lower ``x`` and higher ``y`` are better (lower ``y`` with ``less_is_better``). Empty text for fewer than two.
     """
     known = [point for point in points if math.isfinite(point.x) and math.isfinite(point.y)]
     if len(known) < 2:
         return ""
     frame = Frame([(point.x, point.y) for point in known], margin=0.12, unit=unit)
-    front = _front(known)
+    front = _front(known, -1 if less_is_better else 1)
     path = " ".join(f"{frame.x(point.x):.1f},{frame.y(point.y):.1f}" for point in front)
     parts = [frame.axes(x_label, y_label, unit), f'<polyline class="front" points="{path}"/>']
     keys = []
     for number, point in enumerate(known):
-        x, y, colour = frame.x(point.x), frame.y(point.y), f"c{number % SERIES}"
+        x, y, mark = frame.x(point.x), frame.y(point.y), escape(point.mark or str(number + 1))
+        colour = f"c{(number if point.colour is None else point.colour) % SERIES}"
         parts.append(
             f'<g><title>{escape(point.label)}: {escape(point.text)}</title><circle class="fill {colour}" cx="{x:.1f}" '
-            f'cy="{y:.1f}" r="9"/><text class="mark" text-anchor="middle" x="{x:.1f}" y="{y + 4:.1f}">{number + 1}'
+            f'cy="{y:.1f}" r="9"/><text class="mark" text-anchor="middle" x="{x:.1f}" y="{y + 4:.1f}">{mark}'
             "</text></g>"
         )
         best = ' <span class="soft">(on the front)</span>' if point in front and len(known) > len(front) else ""
         keys.append(
-            f'<li><span class="number-key key-{colour}">{number + 1}</span>{escape(point.label)}'
+            f'<li><span class="number-key key-{colour}">{mark}</span>{escape(point.label)}'
             f'<span class="soft"> {escape(point.text)}</span>{best}</li>'
         )
     said = f"{len(known)} models; the best compromises are " + ", ".join(point.label for point in front)
@@ -202,7 +211,7 @@ def _drawn(line: Line, frame: Frame) -> str:
     dash = f' stroke-dasharray="{_DASHES[line.dash]}"' if line.dash else ""
     parts = []
     for run in _runs(line.points):
-        points = _steps(run) if line.steps else _thinned(run)
+        points = _steps(run, line.steps) if line.steps else _thinned(run, _MOST_FAINT if line.faint else _MOST_POINTS)
         if len(points) == 1:
             x, y = points[0]
             parts.append(f'<circle class="fill c{line.colour}" cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" r="3.5"/>')
@@ -235,16 +244,20 @@ def _runs(points: Curve) -> Iterator[Curve]:
         yield run
 
 
-def _steps(points: Curve) -> Curve:
+def _steps(points: Curve, kind: str) -> Curve:
+    if kind == "before":  # the first value holds from the beginning of its epoch
+        points = [(math.ceil(points[0][0]) - 1.0, points[0][1]), *points]
     found = points[:1]
-    for (_, before), (x, y) in itertools.pairwise(points):
-        found += [(x, before), (x, y)]
+    for (left, before), (x, y) in itertools.pairwise(points):
+        if y != before or kind == "after":
+            found.append((x, before) if kind == "after" else (left, y))
+        found.append((x, y))
     return found
 
 
-def _thinned(points: Curve) -> Curve:
+def _thinned(points: Curve, most: int) -> Curve:
     """Every so many points, and always the last."""
-    stride = -(-len(points) // _MOST_POINTS)
+    stride = -(-len(points) // most)
     return points[::stride] + ([points[-1]] if (len(points) - 1) % stride else []) if stride > 1 else points
 
 
@@ -252,10 +265,10 @@ def _is_finite(point: tuple[float, float]) -> bool:
     return math.isfinite(point[0]) and math.isfinite(point[1])
 
 
-def _front(points: Sequence[Point]) -> list[Point]:
+def _front(points: Sequence[Point], sign: int) -> list[Point]:
     found: list[Point] = []
-    for point in sorted(points, key=lambda one: (one.x, -one.y)):
-        if not found or point.y > found[-1].y:
+    for point in sorted(points, key=lambda one: (one.x, -sign * one.y)):
+        if not found or sign * point.y > sign * found[-1].y:
             found.append(point)
     return found
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from distiller_ng.reports.html.charts import Line, Point, line_chart, scatter_chart
-from distiller_ng.reports.html.figures import accuracies, headline, measured
+from distiller_ng.reports.html.figures import accuracies, headline, is_less_better, measured
 from distiller_ng.reports.html.parts import Cell, count_text, finite
 from distiller_ng.reports.html.run_data import RunData
 from distiller_ng.reports.html.sections import pareto_charts
@@ -18,7 +18,7 @@ __all__ = ["comparison"]
 def comparison(runs: Sequence[RunData], anchors: Sequence[str]) -> tuple[list[str], list[list[Any]], str]:
     """Columns and rows of the table, a row a run, and the charts."""
     names: list[str] = []
-    figures = [headline(run) for run in runs]
+    figures = [headline(run, everything=True) for run in runs]
     for found in figures:
         names += [one.what for one in found if one.what not in names]
     rows: list[list[Any]] = []
@@ -29,13 +29,14 @@ def comparison(runs: Sequence[RunData], anchors: Sequence[str]) -> tuple[list[st
             one = by_name.get(name)
             cells.append(None if one is None else one.after + (f" ({one.change})" if one.change else ""))
         rows.append(cells)
+    said = '<p class="soft small">In brackets: against the same run before compression.</p>'
     charts = [
-        *pareto_charts([(run, row) for run in runs for row in measured(run)], alone=False),
+        *pareto_charts([(run, row) for run in runs for row in measured(run)], runs),
         *_trained(runs),
         *_curves(runs),
     ]
     drawn = "".join(chart for chart in charts if chart)
-    return ["Run", "Schedule", *names], rows, f'<div class="charts">{drawn}</div>' if drawn else ""
+    return ["Run", "Schedule", *names], rows, said + (f'<div class="charts">{drawn}</div>' if drawn else "")
 
 
 def _link(name: str, anchor: str) -> Cell:
@@ -48,22 +49,30 @@ def _trained(runs: Sequence[RunData]) -> list[str]:
         ("macs", "MACs", count_text),
         ("nonzero", "parameters that are not zero", count_text),
     )
+    measures = [name for run in runs if (name := accuracies(run)[0]) and accuracies(run)[2] is not None]
+    if not measures:
+        return []
+    measure = max(measures, key=measures.count)  # runs that measured something else have no place in the picture
+    unit, down = "%" if measure.startswith("Top") else "", bool(is_less_better(measure))
     return [
-        scatter_chart(f"Accuracy against {label}", points, x_label=label, y_label="accuracy")
+        scatter_chart(
+            f"{measure} against {label}", points, x_label=label, y_label=measure, unit=unit, less_is_better=down
+        )
         for key, label, text in costs
-        if len(points := _model_points(runs, key, text)) > 1 and len({point.x for point in points}) > 1
+        if len(points := _model_points(runs, measure, key, text)) > 1 and len({point.x for point in points}) > 1
     ]
 
 
-def _model_points(runs: Sequence[RunData], key: str, text: Callable[[float], str]) -> list[Point]:
+def _model_points(runs: Sequence[RunData], measure: str, key: str, text: Callable[[float], str]) -> list[Point]:
     found = []
-    for run in runs:
-        _, _, after = accuracies(run)
+    for number, run in enumerate(runs):
+        name, _, after = accuracies(run)
         model = run.summary.get("model")
         last = model.get("after") if isinstance(model, dict) else None
         cost = finite(last.get(key)) if isinstance(last, dict) else None
-        if after is not None and cost is not None:
-            found.append(Point(run.name, cost, after, f"{text(cost)}, {after:.2f}"))
+        if name == measure and after is not None and cost is not None:
+            shown = f"{after:.2f} %" if name.startswith("Top") else f"{after:.4g}"
+            found.append(Point(run.name, cost, after, f"{text(cost)}, {shown}", number, str(number + 1)))
     return found
 
 

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from html import escape
 from typing import Any
 
 from distiller_ng.reports.html.parts import bytes_text, count_text, finite, milliseconds_text, percent_text, times_text
-from distiller_ng.reports.html.run_data import RunData
+from distiller_ng.reports.html.run_data import Curve, RunData
 
-__all__ = ["NOISE", "Figure", "accuracies", "cards", "headline", "machine_text", "measured"]
+__all__ = [
+    "NOISE",
+    "Figure",
+    "Measured",
+    "accuracies",
+    "cards",
+    "headline",
+    "is_less_better",
+    "machine_text",
+    "measured",
+]
 
 #: Results that stand for accuracy where there is no top-1, in the order in which they are looked for.
 _SCORES = ("Accuracy", "Top5", "Score", "F1", "f1", "mAP", "map")
+#: Words in names of results that say which way is better.
+_LESS_IS_BETTER = {"bpc", "cer", "err", "fid", "mae", "mape", "mse", "nll", "ppl", "rmse", "wer"}
+_MORE_IS_BETTER = {"auc", "bleu", "dice", "f1", "iou", "map", "miou", "precision", "psnr", "r2", "recall", "ssim"}
 
 #: Times that differ by less mean nothing on a machine with other work.
 NOISE = 0.1
@@ -92,9 +107,21 @@ def accuracies(run: RunData) -> tuple[str, float | None, float | None]:
     return "Top-1 accuracy (validation)", None, found[-1] if found else None
 
 
-def headline(run: RunData) -> list[Figure]:
-    """The figures that matter most, those that are known."""
-    makers: tuple[Callable[[RunData], Figure | None], ...] = (_accuracy, _deployed, _speed, _size, _weights, _macs)
+def is_less_better(name: str) -> bool | None:
+    """Whether a small value of what is called ``name`` is the good one; None for names that do not say it."""
+    words = set(re.split("[^a-z0-9]+", name.lower()))
+    if words & _LESS_IS_BETTER or any(part in name.lower() for part in ("loss", "error", "perplexity")):
+        return True
+    is_known = name in _SCORES or name.startswith("Top") or "acc" in name.lower() or words & _MORE_IS_BETTER
+    return False if is_known else None
+
+
+def headline(run: RunData, *, everything: bool = False) -> list[Figure]:
+    """The figures that matter most, those that are known; the model's own size only where no file's is known, or with
+    ``everything``."""
+    makers: list[Callable[[RunData], Figure | None]] = [_accuracy, _deployed, _speed, _file_size, _weights, _macs]
+    if everything or _file_size(run) is None:
+        makers.insert(4, _model_size)
     return [figure for maker in makers if (figure := maker(run)) is not None]
 
 
@@ -120,11 +147,22 @@ def cards(figures: list[Figure]) -> str:
 
 def _accuracy(run: RunData) -> Figure | None:
     name, before, after = accuracies(run)
+    note = ""
     if after is None:
-        return None
+        means = [value for value in _epoch_means(run.curves.get("Training", {})) if finite(value) is not None]
+        if not means:
+            return None
+        name, before, after = "Training loss", means[0], means[-1]
+        note = "mean of the first and of the last epoch; nothing else was measured"
     is_percent = name.startswith("Top")
     text = (lambda value: f"{value:.2f} %") if is_percent else (lambda value: f"{value:.4g}")
-    return _scored(name, before, after, text, " points" if is_percent else "")
+    return replace(_scored(name, before, after, text, " points" if is_percent else ""), note=note)
+
+
+def _epoch_means(metrics: Mapping[str, Curve]) -> list[float]:
+    """The loss at the end of every epoch, which is its mean over the epoch."""
+    last = {math.ceil(x): y for x, y in metrics.get("Overall Loss", ())}
+    return [last[epoch] for epoch in sorted(last)]
 
 
 def _deployed(run: RunData) -> Figure | None:
@@ -143,8 +181,10 @@ def _scored(what: str, before: float | None, after: float, text: Callable[[float
         return Figure(what, text(after))
     change = after - before
     shown = f"{change:+.2f}{unit}" if unit else f"{change:+.3g}"
-    # A point is what people give away for a smaller model; half of one is within what training varies by.
-    is_good = True if change > 0 else (False if unit and change < -1 else None)
+    if unit:  # a point is what people give away for a smaller model; half of one is within what training varies by
+        return Figure(what, text(after), text(before), shown, True if change > 0 else False if change < -1 else None)
+    less = is_less_better(what)
+    is_good = None if less is None or change == 0 else (change < 0) == less
     return Figure(what, text(after), text(before), shown, is_good)
 
 
@@ -171,23 +211,31 @@ def _baseline(rows: list[Measured], batch: str) -> Measured | None:
     return next(iter(same or others), None)
 
 
-def _size(run: RunData) -> Figure | None:
+def _file_size(run: RunData) -> Figure | None:
     rows = [row for row in measured(run) if row.file_bytes]
-    if len(rows) > 1 and rows[0].file_bytes and rows[-1].file_bytes:
-        before, now, note = rows[0].file_bytes, rows[-1].file_bytes, rows[-1].name
-    else:
-        model = _model(run)
-        found = finite(model["before"].get("bytes")), finite(model["after"].get("bytes"))
-        if found[0] is None or found[1] is None:
-            return None
-        before, now, note = found[0], found[1], "in memory, zeros stored as values"
+    if len(rows) < 2 or not rows[0].file_bytes or not rows[-1].file_bytes:
+        return None
+    return _sized("File size", rows[0].file_bytes, rows[-1].file_bytes, f"{rows[-1].name}; before: {rows[0].name}")
+
+
+def _model_size(run: RunData) -> Figure | None:
+    model = _model(run)
+    before, now = finite(model["before"].get("bytes")), finite(model["after"].get("bytes"))
+    if before is None or now is None:
+        return None
+    at_bits = finite(model["after"].get("bytes_at_bits")) or now
+    where = "weights at their bits, as a file of integers holds them" if at_bits < now else "in memory"
+    return _sized("Model size", before, at_bits, f"{where}; zeros stored as values")
+
+
+def _sized(what: str, before: float, now: float, note: str) -> Figure:
     change = times_text(before, now, "smaller", "larger")
-    return Figure("Size", bytes_text(now), bytes_text(before), change, _judged(before / now if now else 1.0), note)
+    return Figure(what, bytes_text(now), bytes_text(before), change, _judged(before / now if now else 1.0), note)
 
 
 def _weights(run: RunData) -> Figure | None:
     sparsity, model = finite(run.summary.get("total_sparsity")), _model(run)
-    before, now = finite(model["before"].get("parameters")), finite(model["after"].get("nonzero"))
+    before, now = finite(model["before"].get("nonzero")), finite(model["after"].get("nonzero"))
     if before is None or now is None:
         return Figure("Sparsity", percent_text(sparsity), note="of the weights are zero") if sparsity else None
     change = times_text(before, now, "fewer", "more")

@@ -10,12 +10,13 @@ from typing import Any
 
 from distiller_ng.reports.html.figures import NOISE, accuracies, measured
 from distiller_ng.reports.html.parts import finite, mappings, percent_text, shape_of
-from distiller_ng.reports.html.run_data import RunData
+from distiller_ng.reports.html.run_data import Curve, RunData
 
 __all__ = ["Finding", "findings", "is_off_plan", "warnings_box"]
 
 _DROP = 1.0  # percentage points of top-1
 _OFF = 0.02  # of sparsity
+_DIVERGED = "the loss was not a finite number"  # how a recorder's own note begins
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ def is_off_plan(row: Mapping[str, Any]) -> bool:
         return False
     shape = [size for size in shape_of(row) if size]
     tolerance = max(_OFF, 1.5 / max(math.prod(shape), 1))
-    if len(shape) > 1:
+    if len(shape) > 1 and 0 <= achieved <= 1:
         filters = achieved * shape[0]
         if abs(filters - round(filters)) < 1e-6:
             tolerance = max(tolerance, 1.0 / shape[0])
@@ -70,16 +71,22 @@ def _of_the_run(run: RunData) -> Iterable[Finding]:
     if not run.is_finished:
         done = run.summary.get("epochs_done")
         last = max((int(x) for curve in run.curves.values() for points in curve.values() for x, _ in points), default=0)
-        after = f"after {done if isinstance(done, int) else last} epochs"
+        count = done if isinstance(done, int) else last
+        after = f"after {count} epoch{'s' * (count != 1)}" if count else "in its first epoch"
         status = run.summary.get("status")
         why = f" ({status})" if isinstance(status, str) and status.startswith("stopped") else ""
         yield Finding(f"This run did not finish: what is shown is its state {after}{why}.", True)
     for group, metrics in run.curves.items():
         for name, points in metrics.items():
-            epoch = next((x for x, y in points if not math.isfinite(y)), None)
+            epoch = _breaks(points)
             if epoch is not None and "oss" in name:
                 yield Finding(f"{group}: {name} was not a finite number, first in epoch {math.ceil(epoch) - 1}.", True)
                 break
+
+
+def _breaks(points: Curve) -> float | None:
+    """Where a curve is no finite number first."""
+    return next((x for x, y in points if not math.isfinite(y)), None)
 
 
 def _of_accuracy(run: RunData) -> Iterable[Finding]:
@@ -92,7 +99,7 @@ def _of_accuracy(run: RunData) -> Iterable[Finding]:
         if reference and reference.top1 is not None and row.top1 is not None and reference.top1 - row.top1 > _DROP:
             text = f"{row.name} has {reference.top1 - row.top1:.2f} points of top-1 less than {reference.name}."
             yield Finding(text, True)
-        slower = {batch: factor for batch, factor in row.speedup.items() if factor < 1 - NOISE}
+        slower = {batch: factor for batch, factor in row.speedup.items() if 0 < factor < 1 - NOISE}
         for batch, factor in slower.items():
             yield Finding(f"{row.name} is slower than {rows[0].name} at batch {batch}: {1 / factor:.2f}x the time.")
 
@@ -121,7 +128,9 @@ def _told(run: RunData) -> Iterable[str]:
         run.quantization.get("notes"),
         export.get("notes") if isinstance(export, Mapping) else None,
     ]
+    seen = any("oss" in name and _breaks(curve) for group in run.curves.values() for name, curve in group.items())
     for texts in lists:
         if isinstance(texts, list):
-            yield from (str(text) for text in texts if text)
+            known = (str(text) for text in texts if text)
+            yield from (text for text in known if not (seen and text.startswith(_DIVERGED)))
     yield from dict.fromkeys(row.note for row in measured(run) if row.note)

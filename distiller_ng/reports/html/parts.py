@@ -19,6 +19,7 @@ __all__ = [
     "meter",
     "milliseconds_text",
     "pairs",
+    "part",
     "percent_text",
     "section",
     "shape_of",
@@ -42,10 +43,14 @@ class Cell:
 
 
 def finite(value: Any) -> float | None:
-    """A number from a file, None for anything else, NaN and infinity too."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    """A number from a file, None for anything else, NaN, infinity and what no float can hold too."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 def mappings(value: Any) -> list[Mapping[str, Any]]:
@@ -53,10 +58,16 @@ def mappings(value: Any) -> list[Mapping[str, Any]]:
     return [one for one in value if isinstance(one, Mapping)] if isinstance(value, list) else []
 
 
+def part(content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A mapping within a mapping from a file; an empty one for anything else."""
+    found = content.get(name)
+    return found if isinstance(found, Mapping) else {}
+
+
 def shape_of(row: Mapping[str, Any]) -> list[int]:
     """The sizes of a row's ``shape``; empty where it has none."""
     sizes = row.get("shape")
-    return [one for one in sizes if type(one) is int and one >= 0] if isinstance(sizes, list) else []
+    return [one for one in sizes if type(one) is int and 0 <= one < 2**63] if isinstance(sizes, list) else []
 
 
 def bytes_text(value: float) -> str:
@@ -155,7 +166,8 @@ def table(
         kind = ' class="off"' if number in marked else ""
         body.append(f"<tr{kind}>{first}{rest}</tr>")
     header = f"<thead><tr>{head}</tr></thead>" if any(columns) else ""
-    return _scrolling(f"{header}<tbody>{''.join(body)}</tbody>", label)
+    longest = max((len(str(row[0])) for row in rows if row and not isinstance(row[0], Cell)), default=0)
+    return _scrolling(f"{header}<tbody>{''.join(body)}</tbody>", label, longest)
 
 
 def pairs(values: Mapping[str, Any], label: str) -> str:
@@ -167,9 +179,11 @@ def pairs(values: Mapping[str, Any], label: str) -> str:
     return _scrolling(f"<tbody>{rows}</tbody>", label)
 
 
-def _scrolling(content: str, label: str) -> str:
+def _scrolling(content: str, label: str, longest: int = 0) -> str:
+    """``longest``: letters of a row's heading, which is not broken as long as there is room for it."""
     name = escape(label, quote=True)
-    return f'<div class="wide" role="region" aria-label="{name}" tabindex="0"><table>{content}</table></div>'
+    style = f' style="--name:{longest}ch"' if longest else ""
+    return f'<div class="wide" role="region" aria-label="{name}" tabindex="0"><table{style}>{content}</table></div>'
 
 
 def _tag(tag: str, text: str, number: bool, attributes: str) -> str:

@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 from distiller_ng.reports.html.charts import Line, figure, line_chart, ticks
-from distiller_ng.reports.html.parts import count_text, details, finite, mappings, shape_of
+from distiller_ng.reports.html.parts import count_text, details, finite, mappings, part, shape_of
 from distiller_ng.reports.html.run_data import Bars, Curve, RunData
 from distiller_ng.reports.html.style import SERIES
 
@@ -17,7 +17,7 @@ __all__ = ["activation_pictures", "against_plan", "timeline_picture", "training_
 _MOST_LINES = 60  # a line a layer, behind the total
 _MOST_ROWS = 30
 _MOST_GROUPS = 4
-_SHOWN, _MOST_PICTURES = 12, 96
+_SHOWN = 12
 _KINDS = ("pruning", "regularization", "learning rate", "quantization", "distillation", "thinning")
 
 
@@ -50,9 +50,9 @@ def _pick(run: RunData, names: Sequence[str]) -> list[Line]:
 
 
 def _rates(run: RunData) -> list[Line]:
-    lines = [Line("used", metrics["LR"], 0) for metrics in run.curves.values() if "LR" in metrics][:1]
-    planned = _points(_part(run, "timeline").get("learning_rate"))
-    return [*lines, Line("planned", planned, 1, dash=1, steps=True)] if lines and planned else lines
+    lines = [Line("used", m["LR"], 0, steps="before") for m in run.curves.values() if "LR" in m][:1]
+    planned = _points(part(run.plan, "timeline").get("learning_rate"))
+    return [*lines, Line("planned", planned, 1, dash=1, steps="after")] if lines and planned else lines
 
 
 def _sparsity_lines(run: RunData) -> list[Line]:
@@ -71,7 +71,7 @@ def _sparsity_lines(run: RunData) -> list[Line]:
 
 def timeline_picture(run: RunData) -> str:
     """When each policy was to act, as bars over the epochs; empty text without a plan."""
-    timeline = _part(run, "timeline")
+    timeline = part(run.plan, "timeline")
     rows = mappings(timeline.get("policies"))
     epochs = finite(timeline.get("epochs"))
     if not rows or not epochs:
@@ -124,15 +124,17 @@ def against_plan(run: RunData) -> str:
     """Planned and achieved sparsity over the epochs, for each group of parameters with a plan of its own."""
     sizes = {str(row.get("name")): math.prod(shape_of(row)) for row in mappings(run.summary.get("layers"))}
     lines: list[Line] = []
-    for policy in mappings(_part(run, "plan").get("policies")):
+    for policy in mappings(part(run.plan, "plan").get("policies")):
         for curve in mappings(policy.get("curves")):
             planned = _points(curve.get("values"))
-            achieved = _mean(run, [str(name) for name in curve.get("parameters") or []], sizes)
+            names = curve.get("parameters")
+            achieved = _mean(run, [str(name) for name in names] if isinstance(names, list) else [], sizes)
             if curve.get("of") == "sparsity" and planned and achieved and len(lines) < 2 * _MOST_GROUPS:
-                colour, name = len(lines) // 2 % SERIES, _cut(str(policy.get("name")), 30)
+                number, name = len(lines), _cut(str(policy.get("name")), 30)
                 held = [*planned, (max(achieved[-1][0], planned[-1][0]), planned[-1][1])]
-                lines.append(Line(f"{name}, planned", _percent(held), colour, dash=1, steps=True))
-                lines.append(Line(f"{name}, achieved", _percent(achieved), colour))
+                by_epoch = all(x == int(x) for x, _ in planned)
+                lines.append(Line(f"{name}, achieved", _percent(achieved), number, steps="before" if by_epoch else ""))
+                lines.append(Line(f"{name}, planned", _percent(held), number + 1, dash=1, steps="after"))
     return line_chart("Sparsity, planned and achieved", lines, y_label="zeros", unit="%", low=0.0)
 
 
@@ -151,20 +153,23 @@ def _mean(run: RunData, names: Sequence[str], sizes: Mapping[str, int]) -> Curve
 # -- histograms --------------------------------------------------------------------------------------------------------
 
 
-def weight_pictures(run: RunData) -> str:
-    """Values of every layer's weights at the end (filled) and at the beginning (line)."""
+def weight_pictures(run: RunData, most: int) -> str:
+    """Values of every layer's weights at the end (filled) and at the beginning (line), of ``most`` layers."""
     before, after = run.weights.get("before", {}), run.weights.get("after", {})
     names = list(after or before)
-    pictures = [_histogram(name, (after or before)[name], before.get(name) if after else None) for name in names]
+    pictures = [_histogram(name, (after or before)[name], before.get(name) if after else None) for name in names[:most]]
     if not pictures:
         return ""
     what = "Filled: at the end; line: at the beginning." if before and after else "At the beginning of the run."
-    return f'<p class="soft small">{what} Zeros are not drawn, their share is written.</p>{_folded(pictures)}'
+    return (
+        f'<p class="soft small">{what} Zeros are not drawn, their share is written.</p>{_folded(pictures, len(names))}'
+    )
 
 
-def activation_pictures(run: RunData) -> str:
-    """Values of every layer's outputs."""
-    return _folded([_histogram(name, bars, None) for name, bars in run.activations.items()])
+def activation_pictures(run: RunData, most: int) -> str:
+    """Values of the outputs of ``most`` layers."""
+    shown = list(run.activations.items())[:most]
+    return _folded([_histogram(name, bars, None) for name, bars in shown], len(run.activations))
 
 
 def _histogram(name: str, bars: Bars, before: Bars | None) -> str:
@@ -197,12 +202,12 @@ def _outline(bars: Bars, low: float, high: float) -> str:
     return f"{path}V70"
 
 
-def _folded(pictures: Sequence[str]) -> str:
-    """The first ones, the others to unfold, the rest left out and counted."""
+def _folded(pictures: Sequence[str], total: int) -> str:
+    """The first ones, the others to unfold; how many of the ``total`` there are no pictures of."""
     if not pictures:
         return ""
-    shown, hidden = pictures[:_SHOWN], pictures[_SHOWN:_MOST_PICTURES]
-    rest = len(pictures) - len(shown) - len(hidden)
+    shown, hidden = pictures[:_SHOWN], pictures[_SHOWN:]
+    rest = total - len(pictures)
     left = f'<p class="soft small">{rest} more layers are not drawn.</p>' if rest else ""
     more = details(f"{len(hidden)} more layers", f'<div class="minis">{"".join(hidden)}</div>{left}' if hidden else "")
     return f'<div class="minis">{"".join(shown)}</div>{more}'
@@ -218,11 +223,6 @@ def _grid(charts: Sequence[str]) -> str:
 
 def _percent(points: Curve) -> Curve:
     return [(x, 100 * y) for x, y in points]
-
-
-def _part(run: RunData, name: str) -> Mapping[str, Any]:
-    found = run.plan.get(name)
-    return found if isinstance(found, Mapping) else {}
 
 
 def _points(value: Any) -> Curve:

@@ -6,13 +6,14 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from html import escape
+from operator import attrgetter
 from pathlib import Path
 
 from distiller_ng.errors import ArgumentError
 from distiller_ng.ops.files import write_text_atomically
 from distiller_ng.reports.html.comparison import comparison
 from distiller_ng.reports.html.parts import slug, table
-from distiller_ng.reports.html.run_data import RunData, read_run
+from distiller_ng.reports.html.run_data import RunData, name_and_time, read_run
 from distiller_ng.reports.html.sections import about, result, run_sections
 from distiller_ng.reports.html.style import STYLE
 
@@ -24,8 +25,9 @@ def write_html_report(
 ) -> Path:
     """Write one self-contained HTML page about runs (folders, or what :func:`read_run` gave); the path.
 
-    Several runs are compared first. It has no scripts and loads nothing. Raises :class:`ArgumentError` for no runs, for
-    folders that are none, and for an ``output`` that is a folder. Example::
+    Several runs are compared first; a folder that is named twice counts once. It has no scripts and loads nothing.
+    Raises :class:`ArgumentError` for no runs, for folders that are none, and for an ``output`` that is a folder.
+    Example::
 
         write_html_report(["logs/agp___2026.11.21"], "report.html")
     """
@@ -34,7 +36,7 @@ def write_html_report(
         raise ArgumentError("a report needs the folder of at least one run", argument=("runs",))
     if Path(output).is_dir():
         raise ArgumentError(f"{os.fspath(output)} is a folder: name the file to write", argument=("output",))
-    found = _told_apart(found)
+    found = _told_apart(list({_place(run) or number: run for number, run in enumerate(found)}.values()))
     heading = title or (found[0].name if len(found) == 1 else f"{len(found)} runs compared")
     body = _one(found[0], heading) if len(found) == 1 else _several(found, heading)
     head = (
@@ -47,10 +49,24 @@ def write_html_report(
     return write_text_atomically(output, page)
 
 
+def _place(run: RunData) -> str:
+    """The folder of a run, however it was named; empty for one without."""
+    return str(Path(run.path).expanduser().resolve()) if run.path else ""
+
+
 def _told_apart(runs: Sequence[RunData]) -> list[RunData]:
-    """Runs of the same name in different folders are called by their paths."""
-    names = [run.name for run in runs]
-    return [replace(run, name=run.path) if run.path and names.count(run.name) > 1 else run for run in runs]
+    """Runs without the time in their folder's name; where these are the same with it, or with the folder's path."""
+
+    def short(run: RunData) -> str:
+        return name_and_time(run.name)[0]
+
+    def path(run: RunData) -> str:
+        return run.path or run.name
+
+    names = [[name(run) for run in runs] for name in (short, attrgetter("name"), path)]
+    chosen = [next((name for name, all_ in zip(own, names, strict=True) if all_.count(name) == 1), own[-1])
+              for own in zip(*names, strict=True)]  # fmt: skip
+    return [replace(run, name=name) for run, name in zip(runs, chosen, strict=True)]
 
 
 def _one(run: RunData, heading: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,12 +15,14 @@ from distiller_ng.data_loggers.collecting import HISTOGRAMS_FILE, STATS_FILE
 from distiller_ng.data_loggers.quant_stats_file import load_quant_stats
 from distiller_ng.errors import ArgumentError, CalibrationError
 from distiller_ng.reports.activation_histograms import collected_histograms
+from distiller_ng.reports.html.parts import finite
 
-__all__ = ["Bars", "Curve", "RunData", "read_run"]
+__all__ = ["Bars", "Curve", "RunData", "name_and_time", "read_run"]
 
 #: ``[(epoch, value), ...]``; a value that was not finite is NaN.
 Curve: TypeAlias = list[tuple[float, float]]
 _BARS = 48
+_STAMPED = re.compile(r"(.+)___(\d{4})\.(\d\d)\.(\d\d)-(\d\d)(\d\d)\d\d(?:_\d+)?")
 _RANGE = ("min", "max", "mean", "std")
 #: What a summary of ours has at least one of.
 _KNOWN = {"top1_after", "top1_before", "total_sparsity", "parameters", "layers", "status", "metrics_after", "epochs"}
@@ -109,6 +112,15 @@ def read_run(folder: str | os.PathLike[str]) -> RunData:
     )
 
 
+def name_and_time(folder: str) -> tuple[str, str]:
+    """What the application calls a folder, apart: ``agp___2026.11.21-102036`` -> ``agp``, ``2026-11-21 10:20``."""
+    found = _STAMPED.fullmatch(folder)
+    if found is None:
+        return folder, ""
+    name, *digits = found.groups()
+    return name, "{}-{}-{} {}:{}".format(*digits)
+
+
 def _json(path: Path) -> dict[str, Any]:
     """A mapping; empty without the file."""
     if not path.exists():
@@ -125,7 +137,7 @@ def _json(path: Path) -> dict[str, Any]:
 def _benchmark(path: Path) -> dict[str, Any]:
     content = _json(path)
     rows = content.get("rows", [])
-    if not isinstance(rows, list) or not all(isinstance(row, dict) and "name" in row for row in rows):
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and _is_text(row.get("name")) for row in rows):
         raise ArgumentError(f"{path} is no result of a benchmark: its rows must be mappings with a name")
     return content
 
@@ -160,7 +172,7 @@ def _curves(path: Path) -> tuple[dict[str, dict[str, Curve]], dict[str, Curve], 
                 _take(event, epoch, curves)
             elif event["event"] == "test":
                 event["metrics"].items()
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ArgumentError(f"{path}:{number} holds no event of a run: {type(error).__name__}: {error}") from error
     return curves, sparsities, total
 
@@ -182,11 +194,18 @@ def _bars(found: Any) -> dict[str, Bars]:
     """The weights of one moment; entries that are no histograms are left out."""
     bars = {}
     for name, one in (found if isinstance(found, Mapping) else {}).items():
-        if isinstance(one, Mapping) and {"low", "high", "counts"} <= one.keys() and one["counts"]:
-            bars[str(name)] = Bars(
-                float(one["low"]), float(one["high"]), [float(c) for c in one["counts"]], float(one.get("zeros", 0))
-            )
+        given = one if isinstance(one, Mapping) else {}
+        low, high, zeros = (finite(given.get(key)) for key in ("low", "high", "zeros"))
+        listed = given.get("counts")
+        counts = [finite(count) for count in listed] if isinstance(listed, list) else []
+        known = [count for count in counts if count is not None and count >= 0]
+        if low is not None and high is not None and low < high and known and len(known) == len(counts):
+            bars[str(name)] = Bars(low, high, known, max(zeros or 0.0, 0.0))
     return bars
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
 
 
 def _activations(path: Path) -> dict[str, Bars]:
@@ -216,7 +235,8 @@ def _ranges(path: Path) -> dict[str, dict[str, float]]:
     found = {}
     for layer, entry in stats.items():
         output = entry.get("output") or {}
-        found[layer or "the model"] = {key: float(output[key]) for key in _RANGE if key in output}
+        numbers = {key: finite(output.get(key)) for key in _RANGE}
+        found[layer or "the model"] = {key: value for key, value in numbers.items() if value is not None}
     return {layer: values for layer, values in found.items() if values}
 
 

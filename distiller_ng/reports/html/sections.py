@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from distiller_ng.reports.html.charts import Point, scatter_chart
@@ -21,6 +22,7 @@ from distiller_ng.reports.html.parts import (
     meter,
     milliseconds_text,
     pairs,
+    part,
     percent_text,
     section,
     shape_of,
@@ -34,13 +36,16 @@ from distiller_ng.reports.html.pictures import (
     training_charts,
     weight_pictures,
 )
-from distiller_ng.reports.html.run_data import RunData
+from distiller_ng.reports.html.predicted import predicted_sizes
+from distiller_ng.reports.html.run_data import RunData, name_and_time
 
 __all__ = ["SECTIONS", "about", "pareto_charts", "result", "run_sections"]
 
 _FACTS = ("arch", "model_class", "dataset", "schedule")
 _NOT_FACTS = {*_FACTS, "status", "top1_before", "top1_after", "total_sparsity", "pruned_sparsity", "best"}
 _LONG = 40  # rows of a table that are shown at once
+_MOST, _MOST_EACH = 1000, 300  # rows of a table, of one run and of each that is compared
+_ALONE = 3  # the level of headings within a section of a run that stands for itself
 
 
 def about(run: RunData) -> str:
@@ -49,6 +54,8 @@ def about(run: RunData) -> str:
     done = run.summary.get("epochs_done")
     if isinstance(done, int):
         parts.append(f"{done} epoch{'s' * (done != 1)}")
+    began = name_and_time(Path(run.path).name)[1]
+    parts += [began] if began else []
     seconds = finite(run.summary.get("seconds"))
     if seconds:
         parts.append(f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min")
@@ -89,7 +96,7 @@ def _models(run: RunData, level: int) -> str:
     cells = [_model_row(row, batches) for row in rows]
     where = machine_text(run)
     said = f'<p class="soft small">Measured on {escape(where)}, models in turn; times are medians.</p>' if where else ""
-    drawn = "".join(pareto_charts([(run, row) for row in rows], alone=True))
+    drawn = "".join(pareto_charts([(run, row) for row in rows], [run]))
     charts = f'<div class="charts">{drawn}</div>' if drawn else ""
     numbers = range(3, len(columns))
     return said + table(columns, cells, label="Models in their runtimes", numbers=numbers) + charts
@@ -104,11 +111,11 @@ def _model_row(row: Measured, batches: list[str]) -> list[Any]:
     return [*cells, None if row.peak_memory is None else bytes_text(row.peak_memory)]
 
 
-def pareto_charts(rows: list[tuple[RunData, Measured]], *, alone: bool) -> list[str]:
-    """Accuracy against latency (at the smallest batch) and against file size; ``alone``: of one run, not named."""
+def pareto_charts(rows: list[tuple[RunData, Measured]], runs: Sequence[RunData]) -> list[str]:
+    """Accuracy against latency (at the smallest batch) and against file size; of several runs each has its colour."""
     batch = next((batch for _, row in rows for batch in row.latency), "")
-    fast = _points(rows, lambda row: row.latency.get(batch), milliseconds_text, alone)
-    small = _points(rows, lambda row: row.file_bytes and row.file_bytes / 1024, lambda x: bytes_text(1024 * x), alone)
+    fast = _points(rows, runs, lambda row: row.latency.get(batch), milliseconds_text)
+    small = _points(rows, runs, lambda row: row.file_bytes and row.file_bytes / 1024, lambda x: bytes_text(1024 * x))
     label = f"milliseconds, batch {batch}"
     return [
         scatter_chart("Accuracy against latency", fast, x_label=label, y_label="top-1", unit="%"),
@@ -118,17 +125,19 @@ def pareto_charts(rows: list[tuple[RunData, Measured]], *, alone: bool) -> list[
 
 def _points(
     rows: list[tuple[RunData, Measured]],
+    runs: Sequence[RunData],
     cost: Callable[[Measured], float | None],
     text: Callable[[float], str],
-    alone: bool,
 ) -> list[Point]:
     """Models with a top-1 and a cost."""
     found = []
+    alone = len(runs) == 1
     for run, row in rows:
         x = cost(row)
         if x is not None and row.top1 is not None:
             label = row.name if alone else f"{run.name}: {row.name}"
-            found.append(Point(label, x, row.top1, f"{text(x)}, {row.top1:.2f} %"))
+            number = None if alone else next(n for n, one in enumerate(runs) if one is run)
+            found.append(Point(label, x, row.top1, f"{text(x)}, {row.top1:.2f} %", number))
     return found
 
 
@@ -141,7 +150,7 @@ def _training(run: RunData, level: int) -> str:
 
 def _plan(run: RunData, level: int) -> str:
     drawn = timeline_picture(run) + against_plan(run)
-    return f'<div class="charts">{drawn}</div>' if drawn else ""
+    return (f'<div class="charts">{drawn}</div>' if drawn else "") + predicted_sizes(run, level)
 
 
 # -- layers ------------------------------------------------------------------------------------------------------------
@@ -152,17 +161,20 @@ def _layers(run: RunData, level: int) -> str:
     if not rows:
         return ""
     marked = [at for at, row in enumerate(rows) if is_off_plan(row)]
-    columns = ["Layer", "Shape", "Values", "Sparsity", "Planned", "Weight bits", "Activation bits", "Note"]
-    cells = [_layer_cells(row) for row in rows]
-    label, numbers = "Layers", (2, 3, 4, 5, 6)
+    columns = ["Layer", "Sparsity", "Planned", "Weight bits", "Activation bits", "Shape", "Values", "Note"]
+    most = _MOST if level <= _ALONE else _MOST_EACH
+    cells = [_layer_cells(row) for row in rows[:most]]
+    label, numbers = "Layers", (1, 2, 3, 4, 6)
     note = ""
     if marked:
         note = '<p class="small">Highlighted: not as sparse as planned.</p>'
-    if len(rows) <= _LONG:
-        return note + table(columns, cells, label=label, numbers=numbers, marked=marked)
     first = table(columns, cells[:_LONG], label=label, numbers=numbers, marked=[n for n in marked if n < _LONG])
+    if len(rows) <= _LONG:
+        return note + first
     late = [n - _LONG for n in marked if n >= _LONG]
     rest = table(columns, cells[_LONG:], label="More layers", numbers=numbers, marked=late)
+    if len(rows) > most:
+        rest += f'<p class="soft small">{len(rows) - most} more layers are in the summary.json of the run.</p>'
     return note + first + details(f"{len(rows) - _LONG} more layers", rest)
 
 
@@ -173,6 +185,7 @@ def _layer_rows(run: RunData) -> list[dict[str, Any]]:
     for row in mappings(run.summary.get("layers")):
         rows[str(row.get("name"))] = {**row, "achieved": row.get("sparsity"), **planned.pop(str(row.get("name")), {})}
     rows |= planned
+    _add_planned_bits_(rows, run)
     for name, layer in _quantized(run).items():
         key = next((known for known in rows if known == name or known.rpartition(".")[0] == name), name)
         row = rows.setdefault(key, {"name": name})
@@ -182,10 +195,18 @@ def _layer_rows(run: RunData) -> list[dict[str, Any]]:
     return list(rows.values())
 
 
+def _add_planned_bits_(rows: dict[str, dict[str, Any]], run: RunData) -> None:
+    """Layers without weights whose outputs are quantized in training: a model's ReLUs."""
+    for policy in mappings(part(run.plan, "plan").get("policies")):
+        for layer in mappings(policy.get("layers")):
+            name, bits = str(layer.get("layer") or ""), finite(layer.get("activations"))
+            if name and bits is not None and not any(known.rpartition(".")[0] == name for known in rows):
+                rows.setdefault(name, {"name": name, "activation_bits": bits})
+
+
 def _quantized(run: RunData) -> dict[str, Mapping[str, Any]]:
     """Layers of the file that was quantized, as they compute, else as they were quantized."""
-    export = run.quantization.get("export")
-    layers = mappings(export.get("layers") if isinstance(export, Mapping) else None)
+    layers = mappings(part(run.quantization, "export").get("layers"))
     layers = layers or mappings(run.quantization.get("layers"))
     return {str(row.get("Name")): row for row in layers}
 
@@ -198,12 +219,12 @@ def _layer_cells(row: Mapping[str, Any]) -> list[Any]:
     notes += [f"float: {row['note']}"] if row.get("note") else []
     return [
         str(row.get("name") or ""),
-        " × ".join(map(str, shape)),
-        count_text(math.prod(shape)) if shape else None,
         None if achieved is None else meter(achieved),
         None if planned is None else percent_text(planned),
         None if bits is None else f"{bits:g}",
         None if activations is None else f"{activations:g}",
+        " × ".join(map(str, shape)),
+        count_text(math.prod(shape)) if shape else None,
         Cell(f'<span class="bad">{escape("; ".join(notes))}</span>')
         if notes[:1] == ["not as planned"]
         else "; ".join(notes),
@@ -214,12 +235,16 @@ def _layer_cells(row: Mapping[str, Any]) -> list[Any]:
 
 
 def _weights(run: RunData, level: int) -> str:
-    return weight_pictures(run)
+    return weight_pictures(run, _pictures(level))
+
+
+def _pictures(level: int) -> int:
+    return 96 if level <= _ALONE else 24
 
 
 def _activations(run: RunData, level: int) -> str:
     if run.activations:
-        return activation_pictures(run)
+        return activation_pictures(run, _pictures(level))
     rows = [[name, *(f"{v[key]:.4g}" if key in v else None for key in ("min", "max", "mean", "std"))]
             for name, v in run.ranges.items()]  # fmt: skip
     columns = ["Layer", "Minimum", "Maximum", "Mean", "Deviation"]

@@ -119,7 +119,8 @@ caption { text-align: left; color: var(--soft); font-size: 0.9rem; padding-botto
 th, td { padding: 0.38rem 1.1rem 0.38rem 0; text-align: left; border-bottom: 1px solid var(--rule);
   white-space: nowrap; vertical-align: baseline; }
 thead th { color: var(--soft); font-weight: 600; font-size: 0.86rem; vertical-align: bottom; }
-tbody th { font-weight: 500; white-space: normal; overflow-wrap: anywhere; min-width: 7.5rem; max-width: 22rem; }
+tbody th { font-weight: 500; white-space: normal; overflow-wrap: anywhere; max-width: 22rem;
+  min-width: clamp(6rem, var(--name, 6rem) + 1.6rem, 22rem); }
 .number { text-align: right; }
 td.text { white-space: normal; overflow-wrap: anywhere; min-width: 9rem; }
 tr.off td, tr.off th { background: var(--warn-page); }
@@ -175,7 +176,7 @@ footer { margin-top: 3rem; padding-top: 1rem; border-top: 1px solid var(--rule);
   .card { padding: 0.7rem 0.8rem 0.8rem; }
   .card .big { font-size: 1.4rem; }
   th, td { padding-right: 0.8rem; }
-  tbody th { min-width: 6.5rem; max-width: 9.5rem; }
+  tbody th { max-width: 11rem; min-width: clamp(5rem, var(--name, 5rem) + 1rem, 11rem); }
   .meter { width: 2.6rem; }
   .minis { grid-template-columns: repeat(2, 1fr); }
 }
