@@ -22,6 +22,7 @@ __all__ = ["add_sensitivity_arguments", "sensitivity_analysis", "sensitivity_lev
 logger = logging.getLogger("distiller_ng.app")
 
 _RANGE = (0.0, 0.95, 0.05)
+_MOST = 1000
 
 
 def add_sensitivity_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,6 +53,11 @@ def sensitivity_levels(start: float, stop: float, step: float) -> list[float]:
     if not (0 <= start < stop <= 1 and step > 0):
         raise ArgumentError(
             f"--sense-range {start:g} {stop:g} {step:g}: give 0 <= START < STOP <= 1 and a STEP above 0",
+            argument=("sensitivity_range",),
+        )
+    if (stop - start) / step > _MOST:
+        raise ArgumentError(
+            f"--sense-range {start:g} {stop:g} {step:g}: these are more than {_MOST} levels; give a larger STEP",
             argument=("sensitivity_range",),
         )
     found, number = [], 0

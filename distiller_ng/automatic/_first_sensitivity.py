@@ -19,7 +19,7 @@ from distiller_ng.automatic.candidates import Candidates, LayerChoice
 from distiller_ng.errors import ArgumentError
 from distiller_ng.graph.inputs import ExampleInputs, flat_tensors
 from distiller_ng.graph.trace import evaluating
-from distiller_ng.ops.scores import Scores, as_scores
+from distiller_ng.ops.scores import Scores, as_scores, check_whole
 from distiller_ng.reports.sensitivity import perform_sensitivity_analysis
 
 __all__ = ["Evaluate", "OutputError", "Sensitivity", "measured_sensitivity"]
@@ -136,6 +136,7 @@ def measured_sensitivity(
     test = evaluate or OutputError(candidates.model, candidates.example_inputs, seed=seed)
     began = time.monotonic()
     whole = as_scores(test(model=candidates.model))
+    check_whole(whole)
     one = time.monotonic() - began
     fit = max(1, int(seconds * processes / max(one * len(units), 1e-9)))
     wanted = sorted(sorted(set(levels)), key=lambda level: (abs(level - 0.5), -level))

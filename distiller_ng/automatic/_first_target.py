@@ -58,7 +58,7 @@ class Target:
         return cls(name, share)
 
     def __str__(self) -> str:
-        return f"{self.budget}={self.share:.2f}"
+        return f"{self.budget}={self.share:.2f}" if self.share >= 0.01 else f"{self.budget}={self.share:g}"
 
 
 def _wrong(message: str) -> ArgumentError:

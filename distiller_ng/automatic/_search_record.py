@@ -106,7 +106,8 @@ class SearchRecord:
             scores = {str(key): as_scores(value) for key, value in content["scores"].items()}
             latency = {str(key): float(value) for key, value in content["latency"].items()}
         except (ValueError, TypeError, KeyError, AttributeError, DistillerError) as error:
-            raise ArgumentError(f"{path} holds no search: {error!r}", argument=("results_file",)) from error
+            message = f"{path} holds no search, or a damaged one: remove it, or name another"
+            raise ArgumentError(message, argument=("results_file",)) from error
         other = next((key for key, value in self._heading.items() if heading[key] != value), None)
         if other is not None:
             what = {"model": "other weights", "units": "other parameters or levels", "quantized": "other parameters"}

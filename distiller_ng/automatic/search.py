@@ -22,7 +22,7 @@ from distiller_ng.automatic.search_result import SearchCandidate, SearchResult, 
 from distiller_ng.errors import ArgumentError, DistillerError
 from distiller_ng.graph.inputs import ExampleInputsLike
 from distiller_ng.names import ALL_PRUNABLE
-from distiller_ng.ops.scores import Scores
+from distiller_ng.ops.scores import Scores, check_whole
 from distiller_ng.pruning.importance.base import ImportanceLike
 from distiller_ng.reports.sensitivity.workers import gather
 
@@ -199,6 +199,8 @@ class _Search:
         failed = {rank: True}
         try:
             for genome, scores in measure(new[rank::world]):
+                if genome is None:
+                    check_whole(scores)
                 self.record.add(_key(genome), scores)
                 self._tell(genome, scores)
             failed = {}
@@ -211,7 +213,8 @@ class _Search:
 
     def _tell(self, genome: Genome | None, scores: Scores) -> None:
         self._done += 1
-        total = 1 + self.population * (self.generations + 1)
+        first = max(self.population, sum(generation == 0 for generation, _ in self.thought.values()))
+        total = 1 + first + self.population * self.generations
         left = total - sum(key in self.record.scores for key in ("original", *(one.key for one in self.thought)))
         seconds = (time.monotonic() - self._began) / self._done * max(0, left) / self.record.world
         best = max((self.record.scores[one.key][0] for one in self.thought if one.key in self.record.scores), default=0)

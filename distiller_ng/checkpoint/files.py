@@ -41,6 +41,10 @@ _UNREADABLE = (
 )
 
 
+class _ChangedError(ValueError):
+    """The one reason for a damaged file that a user understands; torch's own speak of its unpickler."""
+
+
 def plain_data(value: Any, *, where: str) -> Any:
     """A copy of ``value`` that ``torch.load(weights_only=True)`` can read, for writing.
 
@@ -118,6 +122,8 @@ def read_file(path: PathLike) -> dict[str, Any]:
     file = Path(path).expanduser()
     if not file.is_file():
         raise FileNotFoundError(f"there is no checkpoint file {os.fspath(path)!r}")
+    if file.stat().st_size == 0:
+        raise CheckpointError(f"{file}: damaged: the file is empty")
     try:
         with torch.serialization.safe_globals(placeholders_for(file)):
             content = torch.load(file, map_location="cpu", weights_only=True)
@@ -130,7 +136,7 @@ def read_file(path: PathLike) -> dict[str, Any]:
 
 
 def _check_sums(file: Path) -> None:
-    """Raise ``ValueError`` where bytes of a member changed since it was written; torch itself does not look.
+    """Raise :class:`_ChangedError` where bytes of a member changed since it was written; torch itself does not look.
 
     Torch can be told to write no checksums (``set_crc32_options(False)``): then none fits, and nothing is known.
     """
@@ -140,7 +146,7 @@ def _check_sums(file: Path) -> None:
         members = [member for member in archive.infolist() if member.file_size]
         damaged = [member.filename for member in members if not _is_whole(archive, member)]
     if damaged and len(damaged) < len(members):
-        raise ValueError(f"bytes of {damaged[0]!r} changed since it was written")
+        raise _ChangedError(f"bytes of {damaged[0]!r} changed since it was written")
 
 
 def _is_whole(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bool:
@@ -160,4 +166,5 @@ def _reason(error: BaseException) -> str:
             f"not loaded, since it refers to code ({refused[1]}). Checkpoints hold tensors and plain values only: save "
             "model.state_dict(), not the model"
         )
-    return f"damaged, or not a checkpoint at all ({str(error).strip().partition(chr(10))[0] or type(error).__name__})"
+    changed = f" ({error})" if isinstance(error, _ChangedError) else ""
+    return f"damaged, or not a checkpoint at all{changed}"

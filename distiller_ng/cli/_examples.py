@@ -72,7 +72,11 @@ def own_example(options: argparse.Namespace) -> ExampleInputs | None:
 def of_shape(shape: tuple[int, ...], model: nn.Module) -> list[ExampleInputs]:
     """Random inputs of a shape, the same in every run: numbers, and tokens for a model with embeddings."""
     generator = torch.Generator().manual_seed(SEED)
-    examples = [ExampleInputs((torch.randn(shape, generator=generator),))]
+    try:
+        examples = [ExampleInputs((torch.randn(shape, generator=generator),))]
+    except (RuntimeError, MemoryError) as error:
+        text = ",".join(map(str, shape))
+        raise ArgumentError(f"--input-shape {text}: so much input does not fit into memory") from error
     tables = [module.num_embeddings for module in model.modules() if isinstance(module, nn.Embedding)]
     if tables:
         examples.append(ExampleInputs((torch.randint(0, min(tables), shape, generator=generator),)))

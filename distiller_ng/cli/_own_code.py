@@ -57,7 +57,8 @@ def _found(module: Any, name: str, what: str) -> Any:
     for part in name.split("."):
         if not hasattr(found, part):
             names = [known for known in vars(module) if not known.startswith("_")]
-            raise ArgumentError(f"{what}: there is no {name!r} in it. {did_you_mean(name, names)}")
+            hint = did_you_mean(name, names) if names else "Nothing is"
+            raise ArgumentError(f"{what}: there is no {name!r} in it. {hint}")
         found = getattr(found, part)
     return found
 

@@ -6,12 +6,15 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch.distributed as dist
 
 from distiller_ng.errors import ArgumentError
 
-__all__ = ["check_one_process", "progress_of", "ranks"]
+__all__ = ["check_one_process", "progress_of", "ranks", "tells_errors"]
+
+_ASKING = timedelta(seconds=3)
 
 
 @contextmanager
@@ -62,3 +65,23 @@ def progress_of(*names: str) -> Iterator[None]:
         for logger, level in zip(loggers, before, strict=True):
             logger.removeHandler(handler)
             logger.setLevel(level)
+
+
+def tells_errors() -> bool:
+    """Whether this process says what went wrong: of those of ``torchrun`` the one that asks first.
+
+    All of them read the same input, so all of them find what is wrong with it.
+    """
+    if os.environ.get("WORLD_SIZE", "1") == "1" or not dist.is_available():
+        return True
+    try:
+        store = dist.TCPStore(  # type: ignore[attr-defined]
+            os.environ["MASTER_ADDR"],
+            int(os.environ["MASTER_PORT"]),
+            is_master=False,
+            timeout=_ASKING,
+            wait_for_workers=False,
+        )
+        return int(store.add(f"distiller_ng/told/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", 1)) == 1
+    except (KeyError, ValueError, RuntimeError):  # not of torchrun: each for itself
+        return True

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import zipfile
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,7 +15,7 @@ from distiller_ng.cli._data import Evaluation, OwnEvaluation, add_data_arguments
 from distiller_ng.cli._examples import NEEDS_EXAMPLE, of_shape, own_example
 from distiller_ng.cli._models import GivenModel, add_model_arguments, given_model
 from distiller_ng.cli._numbers import above_zero, whole
-from distiller_ng.cli._printing import add_json_argument, print_json
+from distiller_ng.cli._printing import add_json_argument, print_json, print_result
 from distiller_ng.cli._run_dir import add_run_argument, given_run, keep_benchmark
 from distiller_ng.cli.base import COMMANDS, Command
 from distiller_ng.errors import ArgumentError, DistillerError
@@ -84,13 +83,13 @@ class BenchmarkCommand(Command):
         if options.json:
             print_json(content)
         else:
-            sys.stdout.write(f"{result}\n")
+            print_result(result)
             for name, value in content.get("top1", {}).items():
-                sys.stdout.write(f"top-1 {value:6.2f} %  {name}\n")
+                print_result(f"top-1 {value:6.2f} %  {name}")
         if folder is not None:
             path = keep_benchmark(folder, content)
             if not options.json:
-                sys.stdout.write(f"kept in {path}\n")
+                print_result(f"kept in {path}")
         return 0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import Any, ClassVar
 
 import torch
@@ -15,7 +14,8 @@ from distiller_ng.cli._data import add_data_arguments
 from distiller_ng.cli._loaders import required_loaders
 from distiller_ng.cli._models import add_model_arguments, required_model
 from distiller_ng.cli._numbers import whole
-from distiller_ng.cli._printing import add_json_argument, print_json
+from distiller_ng.cli._places import check_file_place
+from distiller_ng.cli._printing import add_json_argument, print_json, print_result
 from distiller_ng.cli._task import log_to_stderr
 from distiller_ng.cli.base import COMMANDS, Command
 from distiller_ng.data_loggers import collect_observed_ranges, collect_quant_stats
@@ -57,6 +57,7 @@ class CalibrateCommand(Command):
 
     def run(self, options: argparse.Namespace) -> int:
         """Collect, write, and show the ranges."""
+        check_file_place(options.output, "-o")
         given = required_model(options)
         seen = _Passes(required_loaders(options, given).valid, options.samples)
         with log_to_stderr():
@@ -72,7 +73,7 @@ class CalibrateCommand(Command):
             return 0
         cells = tuple((name, *(f"{one[key]:.4g}" if key in one else "" for key in _COLUMNS)) for name, _, one in rows)
         table = Table(f"Outputs, {seen.samples} samples", ("Module", *_COLUMNS), cells)
-        sys.stdout.write(f"{table}\n\n{path}\n")
+        print_result(f"{table}\n\n{path}")
         return 0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import ClassVar
 
@@ -11,7 +10,8 @@ from distiller_ng.apputils.classifier_exits import add_early_exit_arguments
 from distiller_ng.apputils.image_classifier import ClassifierCompressor
 from distiller_ng.cli._data import add_data_arguments
 from distiller_ng.cli._models import add_model_arguments, required_model
-from distiller_ng.cli._printing import add_json_argument, print_json
+from distiller_ng.cli._places import check_folder_place
+from distiller_ng.cli._printing import add_json_argument, print_json, print_result
 from distiller_ng.cli._task import add_loss_argument, application_arguments, checked_file, given_task, log_to_stderr
 from distiller_ng.cli.base import COMMANDS, Command
 from distiller_ng.quantization.ptq_arguments import add_post_train_quant_args
@@ -50,6 +50,7 @@ class EvaluateCommand(Command):
 
     def run(self, options: argparse.Namespace) -> int:
         """Measure and print."""
+        check_folder_place(options.output_dir, "--out-dir")
         if options.qe_stats_file:
             checked_file(options.qe_stats_file, "--qe-stats-file")
         given = required_model(options)
@@ -69,5 +70,5 @@ class EvaluateCommand(Command):
         lines = [f"top-1  {top1:6.2f} %", f"top-5  {top5:6.2f} %", f"loss   {loss:8.4f}"]
         lines += [f"\n{exits}"] if exits is not None else []
         lines += [f"\nRun folder: {app.logdir}"] if app.logdir else []
-        sys.stdout.write("\n".join(lines) + "\n")
+        print_result("\n".join(lines))
         return 0

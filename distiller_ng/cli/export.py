@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import Any, ClassVar
 
 from distiller_ng.cli._models import add_model_arguments, required_model
-from distiller_ng.cli._printing import add_json_argument, print_json
+from distiller_ng.cli._places import check_file_place
+from distiller_ng.cli._printing import add_json_argument, print_json, print_result
 from distiller_ng.cli.base import COMMANDS, Command
 from distiller_ng.export import EXPORTERS, ExportReport, export_model
 
@@ -35,6 +35,7 @@ class ExportCommand(Command):
 
     def run(self, options: argparse.Namespace) -> int:
         """Write it, and say what was written."""
+        check_file_place(options.output, "-o")
         given = required_model(options)
         is_traced = options.to not in _NOT_TRACED
         example: Any = given.example() if is_traced else given.example_or_none() or ()
@@ -42,7 +43,7 @@ class ExportCommand(Command):
         if options.json:
             print_json(report_data(report))
         else:
-            sys.stdout.write(f"{report}\n")
+            print_result(report)
         return 0
 
 

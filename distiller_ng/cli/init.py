@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +14,8 @@ from distiller_ng.automatic.first import FirstSchedule, first_schedule
 from distiller_ng.cli._data import Evaluation, OwnEvaluation, add_data_arguments, add_evaluate_argument, evaluation
 from distiller_ng.cli._models import GivenModel, add_model_arguments, required_model
 from distiller_ng.cli._numbers import above_zero, whole
-from distiller_ng.cli._printing import add_json_argument, print_json
+from distiller_ng.cli._places import check_file_place
+from distiller_ng.cli._printing import add_json_argument, print_json, print_result, print_text, say
 from distiller_ng.cli.base import COMMANDS, Command
 from distiller_ng.errors import ArgumentError, DatasetError
 
@@ -77,6 +77,7 @@ class InitCommand(Command):
 
     def run(self, options: argparse.Namespace) -> int:
         """Write the schedule; say what it promises."""
+        check_file_place(options.output, "-o")
         place = None if options.output is None else Path(options.output)
         if place is not None and place.exists() and not options.force:  # before minutes are spent on measuring
             raise ArgumentError(f"{place} is there already: name another file with -o, or add --force")
@@ -100,10 +101,10 @@ class InitCommand(Command):
         if options.json:
             print_json(made.as_dict())
         elif place is None:
-            sys.stdout.write(made.text)
-            sys.stderr.write(f"{made}\n")
+            print_text(made.text)
+            say(str(made))
         else:
-            sys.stdout.write(f"{made}\n{_written(made, options)}\n")
+            print_result(f"{made}\n{_written(made, options)}")
         return 0
 
 
@@ -117,7 +118,7 @@ def _evaluation(options: argparse.Namespace, given: GivenModel) -> Evaluation | 
     except DatasetError as error:
         if named or options.dataset or options.data:
             raise
-        sys.stderr.write(f"measuring without data, as there is none: {error}\n")
+        say(f"measuring without data, as there is none: {error}")
         return None
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import ClassVar
 
 from distiller_ng.cli._models import add_model_arguments, add_teacher_argument, given_model, given_teachers
-from distiller_ng.cli._printing import add_json_argument, print_json
+from distiller_ng.cli._printing import add_json_argument, print_json, print_result
 from distiller_ng.cli.base import COMMANDS, Command
 from distiller_ng.config.checking import check_schedule
 
@@ -55,6 +54,6 @@ class LintCommand(Command):
             print_json([check.as_dict() for check in checks])
         else:
             for check in checks:
-                sys.stdout.write(f"{check}\n" if str(check) else f"{check.source}: no problems\n")
+                print_result(check if str(check) else f"{check.source}: no problems")
         failed = any(check.problems or (options.strict and check.warnings) for check in checks)
         return 1 if failed else 0

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
+import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn, TextIO
 
 import torch
@@ -13,42 +14,64 @@ import torch
 import distiller_ng
 from distiller_ng.apputils.guard import INTERRUPTED
 from distiller_ng.cli._own_code import in_one_line
-from distiller_ng.cli._ranks import check_one_process
+from distiller_ng.cli._printing import ReaderGoneError, results_apart, say
+from distiller_ng.cli._ranks import check_one_process, tells_errors
 from distiller_ng.cli.base import COMMANDS
 from distiller_ng.errors import DistillerError, ScheduleWarning, nearest
 
 __all__ = ["main", "make_parser"]
 
+_READER_GONE = 141  # what a program that SIGPIPE ends has
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command: ``distiller-ng recipe translate recipe.md``; returns the exit status.
 
-    0: done, 1: the input is wrong (every problem is printed to standard error), 2: the command line is, 130: Ctrl-C.
+    0: done, 1: the input is wrong (every problem is printed to standard error), 2: the command line is, 130: Ctrl-C,
+    141: standard output was closed, as by ``| head``.
     What nothing foresaw, such as an exception of the user's own data set in the middle of a run, is one line, too;
     ``distiller-ng --traceback COMMAND ...`` shows where it came from.
     """
-    options = make_parser().parse_args(arguments)
-    with warnings.catch_warnings():
-        warnings.showwarning = _show
-        warnings.simplefilter("always", ScheduleWarning)
-        for category in (DeprecationWarning, FutureWarning):  # between packages; the user of a command cannot help it
-            warnings.simplefilter("ignore", category)
-        try:
+    try:
+        options = make_parser().parse_args(arguments)
+        with results_apart(), _short_warnings():
             if not options.shares_ranks:
                 check_one_process(options.command)
             return int(options.run(options))
-        except DistillerError as error:
-            sys.stderr.write(f"{error}\n")
-        except OSError as error:  # a file that is not there, or that cannot be written
-            sys.stderr.write(f"{error}\n")
-        except KeyboardInterrupt:
-            sys.stderr.write("interrupted\n")
-            return INTERRUPTED
-        except Exception as error:
-            if options.traceback:
-                raise
-            sys.stderr.write(f"{in_one_line(error)}; distiller-ng --traceback {options.command} ... shows more\n")
+    except ReaderGoneError:
+        return _READER_GONE
+    except KeyboardInterrupt:
+        say("interrupted")
+        return INTERRUPTED
+    except Exception as error:
+        if not isinstance(error, DistillerError | OSError) and options.traceback:
+            raise
+        if tells_errors():
+            say(_in_one_line(error, options.command))
         return 1
+
+
+def _in_one_line(error: Exception, command: str) -> str:
+    """What an error says; of what nothing foresaw also where it comes from, and how to see more."""
+    if isinstance(error, DistillerError):
+        return str(error)
+    if isinstance(error, OSError):  # a file that is not there, or that cannot be written
+        if error.strerror is None:
+            return str(error)
+        place = error.filename2 or error.filename
+        return error.strerror if place is None else f"{place}: {error.strerror}"
+    return f"{in_one_line(error)}; distiller-ng --traceback {command} ... shows more"
+
+
+@contextmanager
+def _short_warnings() -> Iterator[None]:
+    """Warnings in one line each, the ones of schedules every time, those between packages never."""
+    with warnings.catch_warnings():
+        warnings.showwarning = _show
+        warnings.simplefilter("always", ScheduleWarning)
+        for category in (DeprecationWarning, FutureWarning):  # the user of a command cannot help them
+            warnings.simplefilter("ignore", category)
+        yield
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -103,5 +126,6 @@ def _show(
     line: Any = None,
 ) -> None:
     """A schedule's warnings are about the user's file; where in our code they arose says nothing."""
-    text = f"warning: {message}" if issubclass(category, ScheduleWarning) else f"{category.__name__}: {message}"
-    sys.stderr.write(f"{text}\n")
+    if os.environ.get("RANK", "0") == "0":
+        said = " ".join(str(message).split())
+        say(f"warning: {said}" if issubclass(category, ScheduleWarning) else f"{category.__name__}: {said}")

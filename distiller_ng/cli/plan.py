@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import copy
-import sys
 from typing import ClassVar
 
 from torch.optim import SGD
 
 from distiller_ng.cli._models import add_model_arguments, add_teacher_argument, given_teachers, required_model
 from distiller_ng.cli._numbers import above_zero, whole
-from distiller_ng.cli._printing import add_json_argument, print_json, writes_unicode
+from distiller_ng.cli._places import check_file_place
+from distiller_ng.cli._printing import add_json_argument, print_json, print_result, writes_unicode
 from distiller_ng.cli.base import COMMANDS, Command
 from distiller_ng.config import file_config
 from distiller_ng.reports.schedule_plan import SchedulePlan, notes_text, schedule_plan
@@ -52,6 +52,7 @@ class PlanCommand(Command):
 
     def run(self, options: argparse.Namespace) -> int:
         """Print the plan."""
+        check_file_place(options.picture, "--picture", (".svg", ".png"))
         plan, timeline = _planned(options)
         if options.picture:
             timeline.save(options.picture)
@@ -62,7 +63,7 @@ class PlanCommand(Command):
         parts += [plan.details()] if options.details else []
         parts += [notes] if (notes := notes_text((*plan.notes, *timeline.notes))) else []
         parts += [f"picture: {options.picture}"] if options.picture else []
-        sys.stdout.write("\n\n".join(parts) + "\n")
+        print_result("\n\n".join(parts))
         return 0
 
 

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from typing import Any, ClassVar
-
-from torch import nn
+from typing import ClassVar
 
 from distiller_ng.cli._data import (
-    Evaluation,
-    OwnEvaluation,
     add_data_arguments,
     add_evaluate_argument,
     calibration_batches,
@@ -18,12 +13,14 @@ from distiller_ng.cli._data import (
 )
 from distiller_ng.cli._models import add_model_arguments, required_model
 from distiller_ng.cli._numbers import whole
-from distiller_ng.cli._printing import add_json_argument, print_json
+from distiller_ng.cli._places import check_file_place
+from distiller_ng.cli._printing import add_json_argument, print_json, print_result
 from distiller_ng.cli._run_dir import add_run_argument, given_run, keep_quantization
 from distiller_ng.cli.base import COMMANDS, Command
 from distiller_ng.cli.export import report_data
 from distiller_ng.export import EXPORTERS
 from distiller_ng.export.automatic import quantize
+from distiller_ng.ops.scores import Scores
 from distiller_ng.quantization.exporters import check_exporter
 
 __all__ = ["QuantizeCommand"]
@@ -66,9 +63,11 @@ class QuantizeCommand(Command):
     def run(self, options: argparse.Namespace) -> int:
         """Quantize, write, and say what was done."""
         check_exporter(options.to)
+        check_file_place(options.output, "-o")
         folder = given_run(options)
         given = required_model(options)
         measure = None if options.evaluate is None else evaluation(options, given)
+        before = None if measure is None else measure(given.model)  # what is wrong with it shows before the work
         quantized = quantize(
             given.model,
             calibration_batches(options, given),
@@ -80,7 +79,9 @@ class QuantizeCommand(Command):
             min_agreement=options.min_agreement,
         )
         report = quantized.convert(options.to, options.output)
-        accuracy = None if measure is None else _accuracy(measure, given.model, report.model)
+        accuracy = None
+        if measure is not None and before is not None:
+            accuracy = {"model": _named(before), "file": _named(measure(report.model))}
         steps = {"sqnr_db": quantized.sqnr_db, "agreement": quantized.agreement, "steps": list(quantized.steps)}
         layers = quantized.layers.records()
         content = {**steps, "layers": layers, "export": report_data(report), "accuracy": accuracy}
@@ -89,14 +90,12 @@ class QuantizeCommand(Command):
         if options.json:
             print_json(content)
         else:
-            sys.stdout.write(f"{quantized.summary()}\n\n{report}\n")
+            print_result(f"{quantized.summary()}\n\n{report}")
             if accuracy is not None:
-                before, after = (accuracy[which]["top1"] for which in ("model", "file"))
-                sys.stdout.write(f"top-1 {before:.2f} % -> {after:.2f} %, the file in its runtime\n")
+                first, last = (accuracy[which]["top1"] for which in ("model", "file"))
+                print_result(f"top-1 {first:.2f} % -> {last:.2f} %, the file in its runtime")
         return 0
 
 
-def _accuracy(measure: Evaluation | OwnEvaluation, model: nn.Module, written: Any) -> dict[str, dict[str, float]]:
-    """Scores of the model and of the file, in percent."""
-    names = ("top1", "top5", "loss")
-    return {which: dict(zip(names, measure(one), strict=True)) for which, one in (("model", model), ("file", written))}
+def _named(scores: Scores) -> dict[str, float]:
+    return dict(zip(("top1", "top5", "loss"), scores, strict=True))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import ClassVar
 
+from distiller_ng.cli._places import check_file_place
+from distiller_ng.cli._printing import print_text
 from distiller_ng.cli.base import COMMANDS, Command
 from distiller_ng.config.api import read_schedule
 from distiller_ng.config.dumping import schedule_text
@@ -38,6 +39,7 @@ class RecipeCommand(Command):
 
     def run(self, options: argparse.Namespace) -> int:
         """Translate."""
+        check_file_place(options.output, "--output")
         spec = read_schedule(options.file, recipe_args=options.args)
         emit(spec.warnings)
         if spec.problems:
@@ -46,5 +48,5 @@ class RecipeCommand(Command):
         if options.output:
             write_text_atomically(options.output, text)
         else:
-            sys.stdout.write(text)
+            print_text(text)
         return 0

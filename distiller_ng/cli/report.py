@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import ClassVar
 
+from distiller_ng.cli._places import check_file_place
+from distiller_ng.cli._printing import print_result
 from distiller_ng.cli.base import COMMANDS, Command
 from distiller_ng.reports.html import write_html_report
 
@@ -32,5 +33,6 @@ class ReportCommand(Command):
 
     def run(self, options: argparse.Namespace) -> int:
         """Write the page and say where it is."""
-        sys.stdout.write(f"{write_html_report(options.runs, options.output, title=options.title)}\n")
+        check_file_place(options.output, "-o")
+        print_result(write_html_report(options.runs, options.output, title=options.title))
         return 0

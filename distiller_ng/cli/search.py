@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,7 +14,8 @@ from distiller_ng.automatic.search_result import SearchResult
 from distiller_ng.cli._data import add_data_arguments, add_evaluate_argument, evaluation
 from distiller_ng.cli._models import add_model_arguments, required_model
 from distiller_ng.cli._numbers import whole
-from distiller_ng.cli._printing import add_json_argument, print_json
+from distiller_ng.cli._places import PICTURES, check_file_place
+from distiller_ng.cli._printing import add_json_argument, print_json, print_result, print_text
 from distiller_ng.cli._ranks import progress_of, ranks
 from distiller_ng.cli.base import COMMANDS, Command
 from distiller_ng.errors import ArgumentError
@@ -79,7 +80,7 @@ class SearchCommand(Command):
 
     def run(self, options: argparse.Namespace) -> int:
         """Search, write, print; under ``torchrun`` the ranks share the evaluations, and the first one writes."""
-        budget = dict(_budget(text) for text in options.budget)
+        budget = _budgets(options.budget)
         _check_places(options)
         given = required_model(options)
         measure = evaluation(options, given)
@@ -105,6 +106,16 @@ class SearchCommand(Command):
         return 0
 
 
+def _budgets(texts: Sequence[str]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for text in texts:
+        name, share = _budget(text)
+        if name in found:
+            raise ArgumentError(f"--budget {text}: there is a budget of {name} already")
+        found[name] = share
+    return found
+
+
 def _budget(text: str) -> tuple[str, float]:
     name, equals, number = (part.strip() for part in text.partition("="))
     if not equals:
@@ -117,10 +128,11 @@ def _budget(text: str) -> tuple[str, float]:
 
 def _check_places(options: argparse.Namespace) -> None:
     """Before minutes are spent on searching."""
+    check_file_place(options.output, "-o")
+    check_file_place(options.picture, "--picture", PICTURES)
+    check_file_place(options.results_file, "--results-file")
     if options.output is not None and Path(options.output).exists() and not options.force:
         raise ArgumentError(f"{options.output} is there already: name another file with -o, or add --force")
-    if options.picture is not None and Path(options.picture).suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise ArgumentError(f"--picture {options.picture}: a picture ends in .png, .svg or .pdf")
     if options.picture is not None:
         check_drawing("drawing a search")
 
@@ -134,6 +146,6 @@ def _write(found: SearchResult, options: argparse.Namespace) -> None:
         print_json(found.as_dict())
         return
     tables = [overview_table(found), layers_table(found), pareto_table(found)]
-    sys.stdout.write("\n".join(f"{table}\n" for table in tables))
+    print_text("\n".join(f"{table}\n" for table in tables))
     if options.output is not None:
-        sys.stdout.write(f"\nwrote {options.output}: a schedule for {options.epochs} epochs with these levels\n")
+        print_result(f"\nwrote {options.output}: a schedule for {options.epochs} epochs with these levels")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import Any, ClassVar
 
 from distiller_ng.apputils.classifier_sensitivity import sensitivity_levels
 from distiller_ng.cli._data import add_data_arguments, add_evaluate_argument, evaluation
 from distiller_ng.cli._models import add_model_arguments, required_model
 from distiller_ng.cli._numbers import whole
-from distiller_ng.cli._printing import add_json_argument, print_json
+from distiller_ng.cli._places import PICTURES, check_file_place
+from distiller_ng.cli._printing import add_json_argument, print_json, print_result
 from distiller_ng.cli._ranks import progress_of, ranks
 from distiller_ng.cli.base import COMMANDS, Command
 from distiller_ng.names import ALL_PRUNABLE
@@ -68,6 +68,9 @@ class SensitivityCommand(Command):
 
     def run(self, options: argparse.Namespace) -> int:
         """Measure, write, print; under ``torchrun`` the ranks share the measurements, and the first one writes."""
+        check_file_place(options.csv, "--csv")
+        check_file_place(options.png, "--png", PICTURES)
+        check_file_place(options.results_file, "--results-file")
         if options.png:
             check_drawing("drawing sensitivities")
         levels = options.bits if options.group == "bits" else sensitivity_levels(*options.sense_range)
@@ -96,7 +99,7 @@ def _write(found: dict[str, dict[float, tuple[float, float, float]]], options: a
     if options.json:
         print_json({name: [[level, *scores] for level, scores in row.items()] for name, row in found.items()})
     else:
-        sys.stdout.write(f"{_table(found)}\n")
+        print_result(_table(found))
 
 
 def _table(found: dict[str, dict[float, tuple[float, float, float]]]) -> Table:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import ClassVar
 
 from distiller_ng.cli._models import add_model_arguments, required_model
-from distiller_ng.cli._printing import add_json_argument, print_json
+from distiller_ng.cli._places import check_folder_place
+from distiller_ng.cli._printing import add_json_argument, print_json, print_result
 from distiller_ng.cli.base import COMMANDS, Command
 from distiller_ng.reports.summary import PICTURES, SUMMARIES, model_summary
 from distiller_ng.reports.table import Table
@@ -39,6 +39,7 @@ class SummaryCommand(Command):
 
     def run(self, options: argparse.Namespace) -> int:
         """Print the tables."""
+        check_folder_place(options.out_dir, "--out-dir")
         given = required_model(options)
         found: dict[str, Table | str] = {}
         for what in options.what or ["compute"]:
@@ -48,5 +49,5 @@ class SummaryCommand(Command):
         if options.json:
             print_json({what: one.records() if isinstance(one, Table) else one for what, one in found.items()})
         else:
-            sys.stdout.write("\n\n".join(str(one) for one in found.values()) + "\n")
+            print_result("\n\n".join(str(one) for one in found.values()))
         return 0

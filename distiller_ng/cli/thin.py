@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +18,8 @@ from distiller_ng.cli._data import add_data_arguments
 from distiller_ng.cli._loaders import required_loaders
 from distiller_ng.cli._models import GivenModel, add_model_arguments, required_model
 from distiller_ng.cli._numbers import fraction, whole
-from distiller_ng.cli._printing import add_json_argument, print_json
+from distiller_ng.cli._places import check_file_place
+from distiller_ng.cli._printing import add_json_argument, print_json, print_result
 from distiller_ng.cli._task import log_to_stderr
 from distiller_ng.cli.base import COMMANDS, Command
 from distiller_ng.errors import ArgumentError
@@ -86,7 +86,7 @@ class ThinCommand(Command):
             lines.append("Nothing was removed: no filter or channel is zero. To prune to a budget: --macs 0.5")
         elif target:
             lines.append("The smaller model needs training again: distiller-ng train --checkpoint FILE")
-        sys.stdout.write("\n\n".join([*lines, str(path)]) + "\n")
+        print_result("\n\n".join([*lines, str(path)]))
         return 0
 
 
@@ -94,10 +94,9 @@ def _checked_output(text: str) -> Path:
     path = Path(text).expanduser()
     if not path.name.endswith((".pth.tar", ".onnx")):
         raise ArgumentError(f"-o {text}: write a checkpoint, NAME.pth.tar, or NAME.onnx")
+    check_file_place(text, "-o")
     if path.suffix == ".onnx":
         check_exporter("onnx")
-    if not path.parent.is_dir():
-        raise ArgumentError(f"-o {text}: there is no folder {str(path.parent)!r}")
     return path
 
 
@@ -112,6 +111,7 @@ def _accuracy(options: argparse.Namespace, given: GivenModel, result: ThinnedMod
 
 
 def _write(model: nn.Module, path: Path, inputs: ExampleInputs) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     if path.name.endswith(".onnx"):
         export_model(model, "onnx", inputs, path)
         return

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,7 +20,8 @@ from distiller_ng.checkpoint import read_checkpoint
 from distiller_ng.cli._data import add_data_arguments
 from distiller_ng.cli._models import GivenModel, add_model_arguments, add_teacher_argument, required_model
 from distiller_ng.cli._numbers import above_zero, fraction, whole
-from distiller_ng.cli._printing import add_json_argument, print_json
+from distiller_ng.cli._places import check_folder_place
+from distiller_ng.cli._printing import add_json_argument, print_json, print_result, say
 from distiller_ng.cli._task import add_loss_argument, application_arguments, checked_file, given_task, log_to_stderr
 from distiller_ng.cli.base import COMMANDS, Command
 from distiller_ng.errors import ArgumentError
@@ -115,14 +115,14 @@ class TrainCommand(Command):
                 app.run_training_loop()
                 app.test()
         except KeyboardInterrupt:
-            sys.stderr.write(f"interrupted{_how_to_continue(app)}\n")
+            say(f"interrupted{_how_to_continue(app)}")
             return INTERRUPTED
         result = _result(app)
         if options.json:
             print_json(result)
         else:
-            sys.stdout.write(f"{app.report()}\n{_exits(app)}\nRun folder: {app.logdir}\n")
-            sys.stdout.write(f"On one page: distiller-ng report {app.logdir} -o report.html\n")
+            print_result(f"{app.report()}\n{_exits(app)}\nRun folder: {app.logdir}")
+            print_result(f"On one page: distiller-ng report {app.logdir} -o report.html")
         return 0
 
 
@@ -132,6 +132,7 @@ def _application(options: argparse.Namespace) -> ClassifierCompressor:
         raise ArgumentError("--checkpoint gives first weights, --resume-from continues a run: leave one of them out")
     if options.reset_optimizer and not options.resumed_checkpoint_path:
         raise ArgumentError("--reset-optimizer goes with --resume-from")
+    check_folder_place(options.output_dir, "--out-dir")
     if options.compress:
         checked_file(options.compress, "SCHEDULE")
     given = required_model(options)

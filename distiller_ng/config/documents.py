@@ -77,6 +77,8 @@ def read_text(filename: str | os.PathLike[str], source: str) -> str:
             raw = stream.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise _missing(path, source) from None
+    except ScheduleError:
+        raise
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
         reason = getattr(error, "strerror", None) or str(error)
         raise file_problem(source, f"the file cannot be read: {reason}") from None

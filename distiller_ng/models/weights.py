@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from distiller_ng.checkpoint.files import read_file
 from distiller_ng.errors import ArgumentError, CheckpointError, did_you_mean, listed
 from distiller_ng.names import strip_wrappers
 
@@ -16,8 +16,6 @@ __all__ = ["load_weights_", "read_state_dict"]
 
 # Counted since torch 0.4.1 only; a file without it loads, and the counter keeps its own value.
 _OPTIONAL_SUFFIX = ".num_batches_tracked"
-# What torch.load raises for a file that is not a checkpoint, depending on how its first bytes read.
-_UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, AttributeError, TypeError)
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -28,21 +26,19 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise ArgumentError(f"pretrained: there is no file {str(path)!r}", argument=("pretrained",))
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except _UNREADABLE as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise CheckpointError(
-            f"{path}: cannot be read as weights ({reason}). Only tensors and plain values are loaded, for safety: "
-            "write the file with torch.save(model.state_dict(), path)"
-        ) from error
-    state = content.get("state_dict", content) if isinstance(content, Mapping) else content
-    if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        what = f"a {type(content).__name__}"
-        if isinstance(content, Mapping):
-            what += f" with the keys {listed(content)}"
-        raise CheckpointError(f"{path}: holds no state dict of tensors, but {what}")
+    content = read_file(path)
+    state = content.get("state_dict", content)
+    if not _is_state_dict(state):
+        message = f"{path}: holds no state dict of tensors, but a dict with the keys {listed(content)}"
+        inside = [key for key, value in content.items() if _is_state_dict(value)]
+        if inside:
+            message += f". Its weights are under {inside[0]!r}: save those alone, or rename the key to 'state_dict'"
+        raise CheckpointError(message)
     return {short: state[name] for short, name in strip_wrappers(state).items()}
+
+
+def _is_state_dict(content: Any) -> bool:
+    return isinstance(content, Mapping) and bool(content) and all(isinstance(one, Tensor) for one in content.values())
 
 
 def load_weights_(model: nn.Module, path: Path) -> None:

@@ -7,10 +7,16 @@ from typing import Any, TypeAlias
 
 from distiller_ng.errors import ArgumentError
 
-__all__ = ["Scores", "as_scores", "told"]
+__all__ = ["Scores", "as_scores", "check_whole", "told"]
 
 #: ``(top1, top5, loss)``, top1 and top5 in percent; NaN for what the evaluation did not say.
 Scores: TypeAlias = tuple[float, float, float]
+
+
+def check_whole(scores: Scores) -> None:
+    """Raise :class:`ArgumentError` where top-1 of the model as it is is NaN: nothing can be compared with it."""
+    if math.isnan(scores[0]):
+        raise ArgumentError("evaluate gives NaN for the model as it is: there is nothing to compare with")
 
 
 def as_scores(found: Any, argument: str = "evaluate") -> Scores:

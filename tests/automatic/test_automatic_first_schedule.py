@@ -265,8 +265,8 @@ def test_evaluations_without_a_loss_and_with_nothing_sensible(digits, trained):
     accuracy = Accuracy(digits)
     made = first_schedule(trained, (X,), target="size=0.5", evaluate=lambda model: (accuracy(model)[0], 100.0, 0.0))
     assert made.metric == "top1"
-    broken = first_schedule(trained, (X,), target="macs=0.5", evaluate=lambda model: (float("nan"),) * 3)
-    assert broken.reached <= 0.501
+    with pytest.raises(ArgumentError, match="NaN for the model as it is"):
+        first_schedule(trained, (X,), target="macs=0.5", evaluate=lambda model: (float("nan"),) * 3)
     with pytest.raises(ArgumentError, match=r"must return top-1 in percent, or .*got \(0\.9, 0\.1\)"):
         first_schedule(trained, (X,), target="size=0.5", evaluate=lambda model: (0.9, 0.1))
     alone = first_schedule(trained, (X,), target="size=0.5", evaluate=lambda model: accuracy(model)[0])

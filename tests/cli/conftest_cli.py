@@ -10,4 +10,4 @@ def fails_with(capsys, arguments, said):
     status = main(arguments)
     out, err = capsys.readouterr()
     assert status == 1 and out == "", out
-    assert said in err and "Traceback" not in err and len(err.splitlines()) == 1, err
+    assert said in err and "Traceback" not in err and len(err.splitlines()) == 1, repr(err)

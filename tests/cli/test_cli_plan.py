@@ -244,7 +244,11 @@ def test_wrong_teachers(folder, own, capsys, teachers, said):
 def test_wrong_input(folder, own, capsys):
     fails_with(capsys, ["plan", "agp.yaml"], "give a model: --model package.module:factory")
     fails_with(capsys, ["plan", "missing.yaml", *own], "file not found")
-    fails_with(capsys, ["plan", "agp.yaml", *own, "--picture", "plan.gif"], "drawn as .svg or .png, got 'plan.gif'")
+    fails_with(
+        capsys,
+        ["plan", "agp.yaml", *own, "--picture", "plan.gif"],
+        "--picture plan.gif: the name must end in .svg or .png",
+    )
     fails_with(capsys, ["plan", "agp.yaml", "--arch", "simplenet_cifar"], "'conv.weight' matches no parameter")
     for wrong in (["--epochs", "0"], ["--steps-per-epoch", "-1"], ["--lr", "nan"], ["--epochs", "x"]):
         with pytest.raises(SystemExit) as caught:

@@ -45,4 +45,4 @@ def test_scores_in_json(command, capsys):
 
 
 def test_other_results_are_refused(command, capsys):
-    fails_with(capsys, [*command, "--evaluate", "own_data.py:text"], "three numbers, got '99 %'")
+    fails_with(capsys, [*command, "--evaluate", "own_data.py:text"], "0.25); got '99 %'")

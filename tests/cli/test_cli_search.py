@@ -121,7 +121,7 @@ def test_a_failure_on_a_rank_ends_all(data, own):
         (["--budget", "macs=0.5", "--max-sparsity", "2"], "max_sparsity is a number"),
         (["--budget", "macs=0.5", "--params", "convx.weight"], "'convx.weight' matches no parameter"),
         (["--budget", "macs=0.5", "-o", "agp.yaml"], "agp.yaml is there already"),
-        (["--budget", "macs=0.5", "--picture", "a.gif"], "a picture ends in"),
+        (["--budget", "macs=0.5", "--picture", "a.gif"], "the name must end in .png, .svg or .pdf"),
         (["--budget", "macs=0.5", "--results-file", "tiny_net.py"], "tiny_net.py holds no search"),
         (
             ["--budget", "macs=0.5", "--evaluate", "my_data.py:fails"],

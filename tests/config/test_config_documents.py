@@ -190,7 +190,7 @@ def test_files_that_are_no_text(tmp_path, content, words):
 
 
 def test_a_folder_and_an_impossible_name(tmp_path):
-    with pytest.raises(ScheduleError, match="this is a folder"):
+    with pytest.raises(ScheduleError, match=r":1:1: this is a folder, not a schedule file$"):
         read_text(tmp_path, "s")
     with pytest.raises(ScheduleError, match="cannot be read"):
         read_text("a\x00b", "s")

@@ -112,7 +112,8 @@ class _Record:
             group, parameters, cells = content["group"], content["parameters"], content["measured"]
             found = {Cell(str(name), float(level)): as_scores(scores) for name, level, scores in cells}
         except (ValueError, TypeError, KeyError, DistillerError) as error:
-            raise ArgumentError(f"{path} holds no sensitivities: {error}", argument=("results_file",)) from error
+            message = f"{path} holds no sensitivities, or it is damaged: remove it, or name another"
+            raise ArgumentError(message, argument=("results_file",)) from error
         if group != self.heading["group"]:
             message = f"{path} holds sensitivities of group {group!r}, asked for is {self.heading['group']!r}"
             raise ArgumentError(message, argument=("results_file",))

@@ -76,7 +76,7 @@ def check_level(level: object, group: str) -> float:
     if isinstance(level, bool) or not isinstance(level, int | float):
         raise ArgumentError(f"a level must be a number, got {level!r}", argument=("sparsities",))
     if group == "bits":
-        return float(check_bits(level, low=2, argument="sparsities"))
+        return float(check_bits(level, low=2, argument="bits"))
     if not 0 <= level <= 1:
         raise ArgumentError(f"a sparsity lies between 0 and 1, got {level!r}", argument=("sparsities",))
     return float(level)
