@@ -125,7 +125,7 @@ def test_files_are_not_overwritten_without_force(folder, own, capsys):
         (["--target", "macs=0.5", "--technique", "weights"], "cannot meet macs=0.50"),
         (["--target", "macs=0.5", "--epochs", "1"], "give 2 epochs or more"),
         (["--target", "macs=0.5", "--levels", "0", "0.5"], "levels are shares above 0 and below 1"),
-        (["--target", "size=0.001"], "size=0.00 is out of reach"),
+        (["--target", "size=0.001"], "size=0.001 is out of reach"),
         (["--target", "size=0.4", "--evaluate", "nowhere.py:accuracy"], "there is no file 'nowhere.py'"),
     ],
 )

@@ -113,7 +113,7 @@ def test_nonsense_is_refused_in_one_line(folder, data, capsys):
     fails_with(capsys, ["report", "nowhere"], "nowhere is no folder of a run")
     fails_with(capsys, ["report", "agp.yaml"], "agp.yaml is a file; a report is made of the folder of a run")
     fails_with(capsys, ["report", "."], ". is no folder of a run: it has no summary.json")
-    fails_with(capsys, ["report", "run", "-o", "run"], "run is a folder: name the file to write")
+    fails_with(capsys, ["report", "run", "-o", "run"], "-o run: this is a folder; name a file in it")
     (folder / "run" / "metrics.jsonl").write_text("no json\n")
     fails_with(capsys, ["report", "run"], "metrics.jsonl:1 holds no event of a run")
     (folder / "run" / "summary.json").write_text('{"coverage": 0.9}')

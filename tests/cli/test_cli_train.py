@@ -382,7 +382,7 @@ def test_wrong_thinnings(capsys):
     fails_with(
         capsys, ["thin", *OWN, "-o", "half.pt", "--macs", "0.5"], "write a checkpoint, NAME.pth.tar, or NAME.onnx"
     )
-    fails_with(capsys, ["thin", *OWN, "-o", "tiny_net.py/half.onnx"], "'tiny_net.py' is a file, not a folder")
+    fails_with(capsys, ["thin", *OWN, "-o", "novel_net.py/half.onnx"], "'novel_net.py' is a file, not a folder")
     fails_with(capsys, ["thin", *OWN[:2], "-o", "half.onnx"], "give the shape of its input")
     fails_with(capsys, ["thin", *OWN, "-o", "half.onnx", "--macs", "0.0001"], "macs")
 
