@@ -72,7 +72,7 @@ def test_sizes_of_files_and_of_models_are_told_apart():
 
 def test_a_model_that_was_sparse_before_is_compared_with_what_it_was():
     run = run_of(model={"before": model(4000, nonzero=250), "after": model(4000, nonzero=125)})
-    assert figure(run, "Parameters that are not zero").change == "2.0x fewer"
+    assert figure(run, "Non-zero parameters").change == "2.0x fewer"
 
 
 # -- warnings ------------------------------------------------------------------------------------------------------------

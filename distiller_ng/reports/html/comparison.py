@@ -24,11 +24,11 @@ def comparison(runs: Sequence[RunData], anchors: Sequence[str]) -> tuple[list[st
     rows: list[list[Any]] = []
     for run, found, anchor in zip(runs, figures, anchors, strict=True):
         by_name = {one.what: one for one in found}
-        cells: list[Any] = [_link(run.name, anchor), str(run.summary.get("schedule") or "")]
+        cells: list[Any] = [_link(run.name, anchor)]
         for name in names:
             one = by_name.get(name)
             cells.append(None if one is None else one.after + (f" ({one.change})" if one.change else ""))
-        rows.append(cells)
+        rows.append([*cells, str(run.summary.get("schedule") or "")])
     said = '<p class="soft small">In brackets: against the same run before compression.</p>'
     charts = [
         *pareto_charts([(run, row) for run in runs for row in measured(run)], runs),
@@ -36,7 +36,7 @@ def comparison(runs: Sequence[RunData], anchors: Sequence[str]) -> tuple[list[st
         *_curves(runs),
     ]
     drawn = "".join(chart for chart in charts if chart)
-    return ["Run", "Schedule", *names], rows, said + (f'<div class="charts">{drawn}</div>' if drawn else "")
+    return ["Run", *names, "Schedule"], rows, said + (f'<div class="charts">{drawn}</div>' if drawn else "")
 
 
 def _link(name: str, anchor: str) -> Cell:
@@ -47,7 +47,7 @@ def _trained(runs: Sequence[RunData]) -> list[str]:
     """The trained models themselves: accuracy against what is left of them."""
     costs: tuple[tuple[str, str, Callable[[float], str]], ...] = (
         ("macs", "MACs", count_text),
-        ("nonzero", "parameters that are not zero", count_text),
+        ("nonzero", "non-zero parameters", count_text),
     )
     measures = [name for run in runs if (name := accuracies(run)[0]) and accuracies(run)[2] is not None]
     if not measures:

@@ -241,7 +241,7 @@ def _weights(run: RunData) -> Figure | None:
     change = times_text(before, now, "fewer", "more")
     note = f"{percent_text(sparsity)} of the weights are zero" if sparsity else ""
     good = _judged(before / now if now else 1.0)
-    return Figure("Parameters that are not zero", count_text(now), count_text(before), change, good, note)
+    return Figure("Non-zero parameters", count_text(now), count_text(before), change, good, note)
 
 
 def _macs(run: RunData) -> Figure | None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
+from html import escape, unescape
 from typing import Any
 
 __all__ = [
@@ -166,7 +167,7 @@ def table(
         kind = ' class="off"' if number in marked else ""
         body.append(f"<tr{kind}>{first}{rest}</tr>")
     header = f"<thead><tr>{head}</tr></thead>" if any(columns) else ""
-    longest = max((len(str(row[0])) for row in rows if row and not isinstance(row[0], Cell)), default=0)
+    longest = max((len(unescape(re.sub("<[^>]*>", "", row[0].html))) for row in cells if row), default=0)
     return _scrolling(f"{header}<tbody>{''.join(body)}</tbody>", label, longest)
 
 

@@ -82,7 +82,7 @@ def _several(runs: Sequence[RunData], heading: str) -> str:
     anchors = [slug("run", str(number + 1), run.name) for number, run in enumerate(runs)]
     links = [("Comparison", "comparison"), *zip([run.name for run in runs], anchors, strict=True)]
     columns, rows, charts = comparison(runs, anchors)
-    numbers = range(2, len(columns))
+    numbers = range(1, len(columns) - 1)
     parts = [
         _header(heading, "Compression report", "", links),
         '<main>\n<section aria-labelledby="comparison"><h2 id="comparison">Comparison</h2>',
