@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
 from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
@@ -180,4 +181,25 @@ class Registry(Generic[T]):
         for module in pkgutil.iter_modules(package.__path__):
             importlib.import_module(f"{self._package}.{module.name}")
         for point in entry_points(group=PLUGIN_GROUP):
-            point.load()
+            _load_plugin(point)
+
+
+#: Plugins that could not be imported; every registry asks for all of them, and each is complained about once.
+_broken: set[str] = set()
+
+
+def _load_plugin(point: EntryPoint) -> None:
+    """Import a plugin; what somebody else's package does wrong must not take the library away."""
+    if point.value in _broken:
+        return
+    try:
+        point.load()
+    except Exception as error:
+        _broken.add(point.value)
+        package = point.dist.name if point.dist is not None else "an installed package"
+        warnings.warn(
+            f"the plugin {point.value} of {package} cannot be imported, so what it adds is missing "
+            f"({type(error).__name__}: {error}): mend or uninstall {package}",
+            RuntimeWarning,
+            stacklevel=2,
+        )

@@ -33,11 +33,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ``distiller-ng --traceback COMMAND ...`` shows where it came from.
     """
     try:
-        options = make_parser().parse_args(arguments)
-        with results_apart(), _short_warnings():
-            if not options.shares_ranks:
-                check_one_process(options.command)
-            return int(options.run(options))
+        with _short_warnings():
+            options = make_parser().parse_args(arguments)
+            with results_apart():
+                if not options.shares_ranks:
+                    check_one_process(options.command)
+                return int(options.run(options))
     except ReaderGoneError:
         return _READER_GONE
     except KeyboardInterrupt:
