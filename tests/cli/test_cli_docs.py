@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from distiller_ng.cli.base import COMMANDS
-from distiller_ng.cli.main import make_parser
+from distiller_ng.cli.main import main, make_parser
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -27,6 +27,14 @@ def command_lines():
 @pytest.mark.parametrize("words", list(command_lines()))
 def test_documented_command_lines_parse(words):
     assert callable(make_parser().parse_args(words).run)
+
+
+def test_the_plan_that_the_page_shows_is_printed(capsys, monkeypatch):
+    page = (ROOT / "docs" / "command.md").read_text(encoding="utf-8")
+    command, shown = re.search(r"```sh\ndistiller-ng (plan .*)\n```\n\n```text\n(.*?)```", page, re.DOTALL).groups()
+    monkeypatch.chdir(ROOT)
+    assert main(shlex.split(command)) == 0
+    assert capsys.readouterr().out.splitlines() == shown.splitlines()
 
 
 @pytest.mark.parametrize("entry", list(COMMANDS), ids=lambda entry: entry.name)
