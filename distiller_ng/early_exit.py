@@ -6,6 +6,7 @@ Networks", https://arxiv.org/abs/1709.01686.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn, TypeAlias
@@ -106,7 +107,7 @@ def early_exit_loss(
     if len(weights) != len(outputs) - 1:
         message = f"{len(outputs) - 1} exits before the last need as many loss weights, got {len(weights)}"
         raise ArgumentError(message, argument=("lossweights",))
-    if any(weight < 0 for weight in weights) or sum(weights) >= 1:
+    if any(weight < 0 for weight in weights) or not sum(weights) < 1:
         message = f"loss weights must be 0 or more and sum up to less than 1, got {weights}"
         raise ArgumentError(message, argument=("lossweights",))
     total: Tensor = (1.0 - sum(weights)) * criterion(outputs[-1], target)
@@ -182,7 +183,7 @@ def run_with_exits(
 
     handles = [point.register_forward_hook(seen) for point in points]
     try:
-        outputs[len(points)] = model(*args, **kwargs)
+        outputs[len(points)] = _end_of(model(*args, **kwargs))
     except _Answered:
         pass
     finally:
@@ -191,6 +192,15 @@ def run_with_exits(
         for point in points:
             point.clear()
     return _chosen(outputs, thresholds, measure, len(points))
+
+
+def _end_of(result: Any) -> Tensor:
+    """The logits of the network's end in what a model returns: with ``logits``, a list of all exits, or they alone."""
+    found = getattr(result, "logits", result)
+    end = found[-1] if isinstance(found, tuple | list) and found else found
+    if isinstance(end, Tensor):
+        return end
+    raise ArgumentError(f"a classifier returns logits [N, classes] or a list of them, got {type(end).__name__}")
 
 
 class _Answered(Exception):
@@ -210,7 +220,7 @@ def _is_sure(logits: Tensor, threshold: float, measure: Measure) -> Tensor:
     logs = torch.log_softmax(logits.float(), dim=1)
     if measure == "confidence":
         return logs.amax(dim=1).exp() >= threshold
-    return -(logs.exp() * logs).nan_to_num(0.0).sum(dim=1) < threshold
+    return torch.special.entr(logs.exp()).sum(dim=1) < threshold  # never for logits that are not numbers
 
 
 def _check(thresholds: Sequence[float], measure: str, exits: int) -> None:
@@ -225,7 +235,7 @@ def _check(thresholds: Sequence[float], measure: str, exits: int) -> None:
 def _numbers(values: Sequence[float], argument: str) -> list[float]:
     if isinstance(values, str) or not isinstance(values, Sequence):
         _refuse(values, argument)
-    if any(isinstance(value, bool) or not isinstance(value, int | float) for value in values):
+    if any(isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value) for value in values):
         _refuse(values, argument)
     return [float(value) for value in values]
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from distiller_ng.early_exit import EarlyExitMgr, choose_exits, early_exit_loss, run_with_exits
 from distiller_ng.errors import ArgumentError, LifecycleError, TargetError
+from distiller_ng.models import create_model
 from distiller_ng.modules import BranchPoint
 
 
@@ -148,6 +149,21 @@ def test_what_follows_the_last_exit_needed_is_not_computed():
     run_with_exits(model, torch.randn(1, 4), thresholds=[0.0, 0.0])
     assert model[2].calls == 1
     assert not model[1]._forward_hooks
+
+
+def test_models_that_return_every_exit_run_to_their_end():
+    model = create_model(False, "cifar10", "resnet20_cifar_earlyexit").eval()  # returns [exit, end]
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        first, end = model(images)
+    assert torch.equal(run_with_exits(model, images, thresholds=[0.0]).logits, end)
+    assert torch.equal(run_with_exits(model, images, thresholds=[9.0]).logits, first)
+
+
+@pytest.mark.parametrize("measure", ["entropy", "confidence"])
+def test_logits_that_are_no_numbers_are_never_sure(measure):
+    broken, end = torch.tensor([[math.nan, 0.0], [-math.inf, 0.0]]), torch.zeros(2, 2)
+    assert choose_exits([broken, end], [0.5], measure).exits.tolist() == [1, 0]  # the second: one class is impossible
 
 
 def test_mistakes_in_running():

@@ -39,11 +39,22 @@ def warn_about_overlaps(policies: Sequence[PlannedPolicy], report: Report) -> No
 
 
 def refuse_use_of_replaced(policies: Sequence[PlannedPolicy], parameters: ParameterIndex, report: Report) -> None:
-    """Note a problem for each policy that acts on a weight after another one replaced its layer."""
+    """Note a problem for each policy that acts on a weight after another one replaced its layer.
+
+    And for each quantizer beside it: it puts its own layers in when the schedule is loaded, before any epoch.
+    """
     for one in policies:
         removed = getattr(one.policy, "removed_parameters", None)
         if not callable(removed):
             continue
+        for quantizer in (other for other in policies if other.kind.section == "quantizers"):
+            report.error(
+                quantizer.spec.path,
+                f"quantizer {quantizer.spec.instance_name!r} prepares its layers when the schedule is loaded, before "
+                f"{one.kind.noun} {one.spec.instance_name!r} replaces linear layers in epoch {one.window.first:g}: "
+                f"write two schedules, one with {one.spec.instance_name!r} and one with the quantizer, and start the "
+                "second from the first one's checkpoint",
+            )
         gone = set(removed(parameters))
         for other in policies:
             last = other.window.last_epoch

@@ -15,7 +15,10 @@ from distiller_ng.config import dict_config, file_config
 from distiller_ng.core.scheduler import CompressionScheduler
 from distiller_ng.errors import ArgumentError, LifecycleError
 from distiller_ng.names import ParameterIndex, unwrap
+from distiller_ng.policies.layer_thinning import LayerThinning
+from distiller_ng.policies.low_rank_thinning import LowRankThinning
 from distiller_ng.policies.rates import RATE_POLICIES
+from distiller_ng.policies.structure_remover import StructureRemover
 
 __all__ = [
     "Schedule",
@@ -25,6 +28,7 @@ __all__ = [
     "load_schedule",
     "make_structure_again",
     "refuse_engine",
+    "refuse_structure_in_ddp",
     "sets_rates",
     "structure_of",
 ]
@@ -119,3 +123,18 @@ def refuse_engine(user: str, engine: str | None) -> None:
     """Raises :class:`LifecycleError`, naming it, for an engine that owns parameters and the optimizer's step."""
     if engine:
         raise LifecycleError(f"the {user} runs {engine}, whose engine owns parameters and steps: use DDP")
+
+
+def refuse_structure_in_ddp(user: str, scheduler: CompressionScheduler) -> None:
+    """Raises :class:`LifecycleError` for a schedule that changes parameters which DistributedDataParallel has seen.
+
+    Trainers wrap the model themselves, so that the policies, which check the model they are given, cannot see it.
+    """
+    kinds = (StructureRemover, LayerThinning, LowRankThinning)
+    found = next((entry.policy for entry in scheduler.entries if isinstance(entry.policy, kinds)), None)
+    if found is not None:
+        raise LifecycleError(
+            f"the {user} runs DistributedDataParallel, whose gradient buckets have the model's first sizes, but the "
+            f"schedule changes its structure ({type(found).__name__}): train in one process, or change the "
+            "model between two runs"
+        )

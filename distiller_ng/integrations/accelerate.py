@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from distiller_ng.core.scheduler import CompressionScheduler
-from distiller_ng.integrations._schedule import refuse_engine
+from distiller_ng.integrations._schedule import refuse_engine, refuse_structure_in_ddp
 
 __all__ = ["AcceleratedLoop"]
 
@@ -36,12 +36,15 @@ class AcceleratedLoop:
     ``accelerator.accumulate``, and ``backward`` takes the minibatch's own loss. Mixed precision is followed. In loops
     that call the hooks themselves nothing is needed: ``accelerator.backward(scheduler.before_backward_pass(...))``.
 
-    Raises :class:`LifecycleError` for DeepSpeed, FSDP and Megatron, naming it: their engines own the optimizer step.
+    Raises :class:`LifecycleError` for DeepSpeed, FSDP and Megatron, naming it (their engines own the optimizer step),
+    and for schedules that change the structure of a model in DistributedDataParallel.
     """
 
     def __init__(self, accelerator: Any, scheduler: CompressionScheduler, model: nn.Module) -> None:
         engine = str(getattr(accelerator.distributed_type, "name", accelerator.distributed_type))
         refuse_engine("accelerator", engine if engine in _OWN_ENGINES else None)
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            refuse_structure_in_ddp("accelerator", scheduler)
         self.accelerator, self.scheduler, self.model = accelerator, scheduler, model
 
     def minibatches(self, loader: Iterable[B], *, length: int | None = None) -> Iterator[B]:

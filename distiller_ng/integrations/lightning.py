@@ -24,6 +24,7 @@ from distiller_ng.integrations._schedule import (
     load_schedule,
     make_structure_again,
     refuse_engine,
+    refuse_structure_in_ddp,
     sets_rates,
     structure_of,
 )
@@ -58,8 +59,8 @@ class CompressionCallback(_lightning.Callback):  # type: ignore[name-defined, mi
     it ended. A further ``fit`` of the same trainer goes on with the schedule, that of a new trainer begins it again.
 
     ``fit`` raises what loading raises; :class:`LifecycleError` for manual optimization (call the scheduler's hooks
-    yourself there), several optimizers, loaders without a length, and the DeepSpeed, FSDP and model-parallel
-    strategies, whose engines own the optimizer's step.
+    yourself there), several optimizers, loaders without a length, the DeepSpeed, FSDP and model-parallel strategies,
+    whose engines own the optimizer's step, and schedules that change the model's structure below DDP.
     """
 
     def __init__(
@@ -99,6 +100,8 @@ class CompressionCallback(_lightning.Callback):  # type: ignore[name-defined, mi
             self.scheduler.attach(self._optimizer)  # the trainer goes on after an earlier fit, with a new optimizer
         else:
             self.scheduler = load_schedule(self.schedule, target, self._optimizer, **self.options)
+        if "DDPStrategy" in kinds:
+            refuse_structure_in_ddp("trainer", self.scheduler)
         if sets_rates(self.scheduler) and _has_rates(configured):
             logger.warning("the schedule sets learning rates: configure_optimizers' lr_scheduler is left out")
             configured = self._optimizer

@@ -25,6 +25,7 @@ from distiller_ng.integrations._schedule import (
     load_schedule,
     make_structure_again,
     refuse_engine,
+    refuse_structure_in_ddp,
     sets_rates,
     structure_of,
 )
@@ -64,7 +65,8 @@ def compress_trainer(
     replaces the trainer's own.
 
     Raises what loading raises, and :class:`LifecycleError` for trainers that use DeepSpeed or FSDP (their engines own
-    the optimizer step) and for those that have a schedule already.
+    the optimizer step), for those that have a schedule already, and for schedules that change the model's structure in
+    several processes.
     """
     refuse_engine("trainer", _engine(trainer))
     if any(isinstance(callback, CompressionTrainerCallback) for callback in trainer.callback_handler.callbacks):
@@ -72,6 +74,8 @@ def compress_trainer(
     if trainer.optimizer is None:
         trainer.create_optimizer()
     scheduler = load_schedule(schedule, compressed_module(trainer.model, module), trainer.optimizer, **options)
+    if trainer.args.world_size > 1:
+        refuse_structure_in_ddp("trainer", scheduler)
     scheduler.accumulation_steps = trainer.args.gradient_accumulation_steps
     callback = CompressionTrainerCallback(scheduler, monitor, trainer)
     if sets_rates(scheduler):

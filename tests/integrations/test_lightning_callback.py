@@ -216,6 +216,13 @@ def test_engines_that_own_the_step_are_refused_by_name(tmp_path, engine):
         trainer(tmp_path, callback, strategy=kind(device="cpu")).fit(Module(), loader())
 
 
+def test_structure_does_not_change_below_ddp(tmp_path):
+    kind = type("DDPStrategy", (L.strategies.SingleDeviceStrategy,), {})
+    callback = CompressionCallback(SMALLER, module="model")
+    with pytest.raises(LifecycleError, match=r"changes its structure \(FilterRemover\): train in one process"):
+        trainer(tmp_path, callback, strategy=kind(device="cpu")).fit(Module(), loader())
+
+
 def test_every_hook_is_driven_the_loss_included(tmp_path):
     called = []
 

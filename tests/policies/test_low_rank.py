@@ -418,6 +418,31 @@ def test_policies_that_need_a_replaced_weight_are_refused_when_the_schedule_is_l
         run(document)
 
 
+@pytest.mark.parametrize(("start", "first"), [(0, False), (5, True)])
+def test_a_quantizer_in_the_same_schedule_is_refused_when_it_is_loaded(start, first):
+    document = schedule(2)
+    document["quantizers"] = {"q": {"class": "DorefaQuantizer", "bits_weights": 4, "bits_activations": 8}}
+    policy = {"quantizer": {"instance_name": "q"}, "starting_epoch": start, "ending_epoch": 9, "frequency": 1}
+    document["policies"].insert(len(document["policies"]) * int(first), policy)
+    with pytest.raises(ScheduleError, match="quantizer 'q' prepares its layers when the schedule is loaded.*write two"):
+        run(document)
+
+
+def test_a_second_schedule_quantizes_the_factors_that_the_first_one_left(tmp_path):
+    model, optimizer, scheduler = run(schedule(0))
+    train(model, optimizer, scheduler, [0])
+    save_checkpoint(0, "mlp", model, optimizer=optimizer, scheduler=scheduler, dir=tmp_path, name="mlp")
+    second = load_model(new_model, tmp_path / "mlp_checkpoint.pth.tar")
+    assert torch.equal(second(X), model(X))
+    document = {
+        "quantizers": {"q": {"class": "DorefaQuantizer", "bits_weights": 4, "bits_activations": 8}},
+        "policies": [{"quantizer": {"instance_name": "q"}, "starting_epoch": 0, "ending_epoch": 2, "frequency": 1}],
+    }
+    optimizer = torch.optim.SGD(second.parameters(), lr=0.05)
+    train(second, optimizer, dict_config(second, optimizer, document, example_inputs=(X,)), [0, 1])
+    assert [type(part).__name__ for part in second[0].children()] == ["QuantizedLinear"] * 2
+
+
 def test_what_is_over_by_then_is_fine_and_policies_added_by_hand_get_a_typed_error():
     document = schedule(2) | L1
     document["policies"].append(
