@@ -197,7 +197,7 @@ def run_with_exits(
 def _end_of(result: Any) -> Tensor:
     """The logits of the network's end in what a model returns: with ``logits``, a list of all exits, or they alone."""
     found = getattr(result, "logits", result)
-    end = found[-1] if isinstance(found, tuple | list) and found else found
+    end: object = found[-1] if isinstance(found, tuple | list) and found else found
     if isinstance(end, Tensor):
         return end
     raise ArgumentError(f"a classifier returns logits [N, classes] or a list of them, got {type(end).__name__}")
