@@ -197,10 +197,10 @@ def run_with_exits(
 def _end_of(result: Any) -> Tensor:
     """The logits of the network's end in what a model returns: with ``logits``, a list of all exits, or they alone."""
     found = getattr(result, "logits", result)
-    end: object = found[-1] if isinstance(found, tuple | list) and found else found
-    if isinstance(end, Tensor):
-        return end
-    raise ArgumentError(f"a classifier returns logits [N, classes] or a list of them, got {type(end).__name__}")
+    end = found[-1] if isinstance(found, tuple | list) and found else found
+    if not isinstance(end, Tensor):
+        raise ArgumentError(f"a classifier returns logits [N, classes] or a list of them, got {type(end).__name__}")
+    return end
 
 
 class _Answered(Exception):
@@ -220,7 +220,8 @@ def _is_sure(logits: Tensor, threshold: float, measure: Measure) -> Tensor:
     logs = torch.log_softmax(logits.float(), dim=1)
     if measure == "confidence":
         return logs.amax(dim=1).exp() >= threshold
-    return torch.special.entr(logs.exp()).sum(dim=1) < threshold  # never for logits that are not numbers
+    entropy: Tensor = torch.special.entr(logs.exp()).sum(dim=1)
+    return entropy < threshold  # never for logits that are not numbers
 
 
 def _check(thresholds: Sequence[float], measure: str, exits: int) -> None:
