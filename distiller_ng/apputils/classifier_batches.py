@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from distiller_ng.apputils.meters import are_probabilities
 from distiller_ng.errors import ArgumentError, DistillerError
 
 __all__ = [
@@ -39,6 +40,9 @@ USER_CODE = (
     TypeError,
     ValueError,
 )
+
+_OF_CLASSES = (nn.CrossEntropyLoss, nn.NLLLoss)
+_OF_NUMBERS = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
 
 #: ``criterion(output, target)`` -> a scalar.
 Criterion: TypeAlias = "nn.Module | Callable[[Any, Any], Tensor]"
@@ -75,15 +79,14 @@ def batches(loader: Iterable[Any], what: str) -> Iterator[Any]:
 
 
 def unpacked(batch: Any, what: str) -> tuple[Any, Tensor]:
-    """Inputs and labels of a batch: its two parts.
+    """Inputs and labels of a batch.
 
-    Inputs are a tensor, a tuple of positional arguments or a mapping of keyword arguments; labels int64 ``[N]``, or
-    probabilities ``[N, classes]``. Raises :class:`ArgumentError` for anything else.
+    A batch is ``(inputs, labels)``, ``(input, input, ..., labels)``, or a mapping of inputs with ``labels``, as
+    collators for text make. Inputs are a tensor, a tuple of positional arguments or a mapping of keyword arguments;
+    labels int64 ``[N]``, probabilities ``[N, classes]``, or what a loss of the user's takes. Raises
+    :class:`ArgumentError` for anything else.
     """
-    if not isinstance(batch, tuple | list) or len(batch) != 2:
-        got = f"{len(batch)} parts" if isinstance(batch, tuple | list) else f"a {type(batch).__name__}"
-        raise ArgumentError(f"a batch of the {what} loader is (inputs, labels), got {got}")
-    inputs, target = batch
+    inputs, target = _parts(batch, what)
     if not isinstance(target, Tensor):
         raise ArgumentError(f"labels of the {what} loader are a {type(target).__name__}, not a tensor [N]")
     if not isinstance(inputs, Tensor | tuple | list | Mapping):
@@ -92,6 +95,15 @@ def unpacked(batch: Any, what: str) -> tuple[Any, Tensor]:
     if target.dim() == 2 and target.shape[1] == 1 and not target.is_floating_point():
         target = target[:, 0]
     return inputs, target
+
+
+def _parts(batch: Any, what: str) -> tuple[Any, Any]:
+    if isinstance(batch, Mapping) and (names := [name for name in ("labels", "label") if name in batch]):
+        return {name: value for name, value in batch.items() if name != names[0]}, batch[names[0]]
+    if not isinstance(batch, tuple | list) or len(batch) < 2:
+        got = f"{len(batch)} parts" if isinstance(batch, tuple | list) else f"a {type(batch).__name__}"
+        raise ArgumentError(f"a batch of the {what} loader is (inputs, labels), got {got}")
+    return (batch[0] if len(batch) == 2 else tuple(batch[:-1])), batch[-1]
 
 
 def to_device(inputs: Any, device: torch.device | str) -> Any:
@@ -113,7 +125,7 @@ def run_model(model: nn.Module, inputs: Any, what: str) -> Any:
         raise DistillerError(message) from error
 
 
-def loss_of(criterion: Criterion, output: Tensor, target: Tensor) -> Tensor:
+def loss_of(criterion: Criterion, output: Any, target: Tensor) -> Tensor:
     """The criterion's value; raises :class:`DistillerError` where it does not go with the model's output."""
     try:
         value = criterion(output, target)
@@ -128,16 +140,23 @@ def loss_of(criterion: Criterion, output: Tensor, target: Tensor) -> Tensor:
     return value
 
 
-def check_labels(output: Tensor, target: Tensor, criterion: Criterion, where: str) -> None:
-    """Raises :class:`ArgumentError` for labels that are no class of the output ``[N, classes]``.
+def check_labels(output: Any, target: Tensor, criterion: Criterion, where: str) -> None:
+    """Raises :class:`ArgumentError` for labels and outputs that the loss would take, but not as they are meant.
 
-    Labels that ``nn.CrossEntropyLoss`` is told to ignore are allowed. Example: 10 classes and a label of 10.
+    Classes must be those of the output ``[N, classes]``, and what cross entropy compares must be classes.
     """
-    if output.dim() != 2:
-        raise ArgumentError(f"a classifier returns logits [N, classes], this model's output is {shape_text(output)}")
+    if isinstance(criterion, _OF_CLASSES):
+        _check_classifier(output, target, criterion)
+    elif isinstance(criterion, _OF_NUMBERS) and isinstance(output, Tensor) and output.shape != target.shape:
+        raise ArgumentError(
+            f"{where}: {type(criterion).__name__} compares number with number, but outputs are {shape_text(output)} "
+            f"and labels {shape_text(target)}: give both one shape, e.g. labels.unsqueeze(1)"
+        )
+    if not isinstance(output, Tensor) or output.dim() != 2:
+        return
     if len(target) != len(output):
         raise ArgumentError(f"{where}: {len(target)} labels for {len(output)} outputs")
-    if target.dim() != 1 or target.is_floating_point() or not len(target):
+    if target.dim() != 1 or target.is_floating_point() or not len(target) or output.shape[1] < 2:
         return
     ignored = criterion.ignore_index if isinstance(criterion, nn.CrossEntropyLoss | nn.NLLLoss) else None
     wrong = (target < 0) | (target >= output.shape[1])
@@ -147,6 +166,19 @@ def check_labels(output: Tensor, target: Tensor, criterion: Criterion, where: st
         found = int(target[wrong][0])
         raise ArgumentError(
             f"{where}: a label is {found}, but the model has {output.shape[1]} classes, 0 to {output.shape[1] - 1}"
+        )
+
+
+def _check_classifier(output: Any, target: Tensor, criterion: nn.Module) -> None:
+    advice = "for another kind of model give its --loss file.py:loss (train, evaluate, thin), or --evaluate"
+    if not isinstance(output, Tensor) or (output.dim() != 2 and target.dim() < 2):
+        raise ArgumentError(
+            f"a classifier returns logits [N, classes], this model's output is {shape_text(output)}; {advice}"
+        )
+    if output.dim() == 2 and target.is_floating_point() and not are_probabilities(output, target):
+        labels = shape_text(target)
+        raise ArgumentError(
+            f"{type(criterion).__name__} needs classes, and these labels are numbers, {labels}; {advice}"
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -55,16 +55,22 @@ class OutputReader:
     """``reader(model(x))``: the logits ``[N, classes]`` of every exit, the network's last.
 
     A model without exits has one. Exits are what a model returns as a list, or those that
-    :class:`~distiller_ng.early_exit.EarlyExitMgr` put in, whose results are taken from it. Of a result with an
-    attribute ``logits`` that is taken. Raises :class:`ArgumentError` for other results.
+    :class:`~distiller_ng.early_exit.EarlyExitMgr` put in, whose results are taken from it. Of a result with ``logits``,
+    as attribute or key, those are taken. A ``criterion`` that is not one of torch's gets any other result, and a tuple
+    or a mapping, as it is; for torch's and without one those raise :class:`ArgumentError`.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, criterion: Criterion | None = None) -> None:
+        self._takes_anything = criterion is not None and not type(criterion).__module__.startswith("torch.nn.")
         self._points = [module for module in unwrap(model).modules() if isinstance(module, BranchPoint)]
 
-    def __call__(self, result: Any) -> list[Tensor]:
+    def __call__(self, result: Any) -> list[Any]:
         """Read one result."""
-        if isinstance(getattr(result, "logits", None), Tensor):
+        if self._takes_anything and not self._points and isinstance(result, tuple | Mapping):
+            return [result]
+        if isinstance(result, Mapping) and "logits" in result:
+            result = result["logits"]
+        elif isinstance(getattr(result, "logits", None), Tensor):
             result = result.logits
         if isinstance(result, tuple | list):
             outputs = list(result)
@@ -75,16 +81,19 @@ class OutputReader:
         if not outputs or not all(isinstance(output, Tensor) for output in outputs):
             raise ArgumentError(
                 "a classifier returns logits [N, classes], or a list of those of each exit; this model returned "
-                f"{_kinds(result)}"
+                f"{_kinds(result)}. A loss of your own (--loss file.py:loss) is given whatever a model returns"
             )
         if any(output.shape != outputs[-1].shape for output in outputs):
             shapes = ", ".join(str(list(output.shape)) for output in outputs)
-            raise ArgumentError(f"the model's exits must all return logits of one shape, got {shapes}")
+            raise ArgumentError(
+                f"the model's exits must all return logits of one shape, got {shapes}. If these are no exits: a loss "
+                "of your own (--loss file.py:loss) is given the whole tuple"
+            )
         return outputs
 
 
 def training_loss(
-    outputs: Sequence[Tensor], target: Tensor, criterion: Criterion, weights: Sequence[float] | None
+    outputs: Sequence[Any], target: Tensor, criterion: Criterion, weights: Sequence[float] | None
 ) -> Tensor:
     """The criterion of the one output; of several the sum that :func:`early_exit_loss` makes.
 

@@ -20,6 +20,7 @@ from distiller_ng.apputils.classifier_quantization import check_quantization_fla
 from distiller_ng.apputils.classifier_run import open_run_folder, without_leftovers
 from distiller_ng.apputils.classifier_setup import infer_implicit_args_, init_learner, set_up_device_, set_up_seeds
 from distiller_ng.apputils.classifier_task import Loaders, Task, check_fit
+from distiller_ng.apputils.meters import known
 from distiller_ng.data_loggers import (
     DataLogger,
     create_activation_stats_collectors,
@@ -127,7 +128,7 @@ class ClassifierLearner:
             scores = validate(self.val_loader, self.model, self.criterion, [self.pylogger], self.args, epoch)
         top1, top5, loss = scores
         if verbose:
-            self._log("Performance/Validation/", {"Loss": loss, "Top1": top1, "Top5": top5}, epoch)
+            self._log("Performance/Validation/", {"Loss": loss, **known(Top1=top1, Top5=top5)}, epoch)
         return top1, top5, loss
 
     def train_validate_with_scheduling(self, epoch: int, validate: bool = True, verbose: bool = True) -> loops.Scores:
@@ -136,7 +137,7 @@ class ClassifierLearner:
         top1, top5, loss = self.train_one_epoch(epoch, verbose)
         if validate:
             top1, top5, loss = self.validate_one_epoch(epoch, verbose)
-        self.compression_scheduler.on_epoch_end(epoch, self.optimizer, metrics={"min": loss, "max": top1})
+        self.compression_scheduler.on_epoch_end(epoch, self.optimizer, metrics={"min": loss, **known(max=top1)})
         return top1, top5, loss
 
     def validate(self, epoch: int = -1) -> loops.Scores:

@@ -27,7 +27,7 @@ from distiller_ng.apputils.classifier_batches import (
 from distiller_ng.apputils.classifier_exits import ExitsMeter, OutputReader, training_loss
 from distiller_ng.apputils.data_loaders import load_data as load_image_data
 from distiller_ng.apputils.exit_costs import exit_costs
-from distiller_ng.apputils.meters import ClassificationMeter, ConfusionMatrix
+from distiller_ng.apputils.meters import ClassificationMeter, ConfusionMatrix, known, scored
 from distiller_ng.core.policy import PolicyLoss
 from distiller_ng.core.scheduler import CompressionScheduler
 from distiller_ng.data_loggers import (
@@ -106,7 +106,7 @@ def train(
     steps = len(train_loader)
     logger.info("Training epoch: %s", described(train_loader))
     device, meter, began = model_device(model), ClassificationMeter(), time.monotonic()
-    sparsity, outputs_of = model_sparsity(model) / 100.0, OutputReader(model)
+    sparsity, outputs_of = model_sparsity(model) / 100.0, OutputReader(model, criterion)
     weights = getattr(args, "earlyexit_lossweights", None)
     model.train()
     with TrainingProgress() as progress:
@@ -128,9 +128,9 @@ def train(
             if compression_scheduler is not None:
                 compression_scheduler.on_minibatch_end(epoch, step, steps, optimizer)
 
-            meter.add(outputs[-1], _classes(target), {name: value.detach() for name, value in losses.items()})
+            meter.add(outputs[-1], target, {name: value.detach() for name, value in losses.items()})
             rate = float(optimizer.param_groups[0]["lr"])
-            progress.show(loss=meter.losses[OVERALL_LOSS], lr=rate, sparsity=sparsity, top1=meter.top1)
+            progress.show(loss=meter.losses[OVERALL_LOSS], lr=rate, sparsity=sparsity, **known(top1=meter.top1))
             if (step + 1) % args.print_freq == 0 or step + 1 == steps:
                 _report_step(model, meter, rate, began, epoch, step + 1, steps, loggers, args)
     return meter.top1, meter.top5, meter.losses[OVERALL_LOSS]
@@ -172,7 +172,7 @@ def _report_step(
     args: argparse.Namespace,
 ) -> None:
     seconds = (time.monotonic() - began) / done
-    stats = {**meter.losses, "Top1": meter.top1, "Top5": meter.top5, "LR": rate, "Time": seconds}
+    stats = {**meter.losses, **known(Top1=meter.top1, Top5=meter.top5), "LR": rate, "Time": seconds}
     params = model.named_parameters() if args.log_params_histograms else None
     log_training_progress(
         ("Performance/Training/", stats), params, epoch, done, steps, args.print_freq, _listed(loggers)
@@ -245,7 +245,7 @@ def _evaluate(
     steps, every = len(loader), getattr(args, "print_freq", 10)
     what = "validation" if epoch > -1 else "test"
     logger.info("%s", described(loader))
-    device, meter, outputs_of = model_device(model), ClassificationMeter(), OutputReader(model)
+    device, meter, outputs_of = model_device(model), ClassificationMeter(), OutputReader(model, criterion)
     confusion: ConfusionMatrix | None = None
     inputs: Any = None
     was_training = model.training
@@ -257,12 +257,12 @@ def _evaluate(
             outputs = outputs_of(run_model(model, to_device(inputs, device), what))
             check_labels(outputs[-1], labels, criterion, f"the {what} loader, minibatch {step}")
             output = outputs[-1] if exits is None else exits.add(outputs, _classes(target))
-            meter.add(output, _classes(target), {"Loss": loss_of(criterion, output, target)})
-            if getattr(args, "display_confusion", False):
-                confusion = confusion or ConfusionMatrix(output.shape[1])
-                confusion.add(output, _classes(target))
+            meter.add(output, target, {"Loss": loss_of(criterion, output, target)})
+            if getattr(args, "display_confusion", False) and (found := scored(output, target)) is not None:
+                confusion = confusion or ConfusionMatrix(found[0].shape[1])
+                confusion.add(*found)
             if (step + 1) % every == 0:
-                stats = {"Loss": meter.losses["Loss"], "Top1": meter.top1, "Top5": meter.top5}
+                stats = {"Loss": meter.losses["Loss"], **known(Top1=meter.top1, Top5=meter.top5)}
                 log_training_progress(("", stats), None, epoch, step + 1, steps, every, _consoles(loggers))
     model.train(was_training)
     _report(meter, confusion)
@@ -274,7 +274,8 @@ def _evaluate(
 
 
 def _report(meter: ClassificationMeter, confusion: ConfusionMatrix | None) -> None:
-    logger.info("==> Top1: %.3f    Top5: %.3f    Loss: %.3f\n", meter.top1, meter.top5, meter.losses["Loss"])
+    scores = {**known(Top1=meter.top1, Top5=meter.top5), "Loss": meter.losses["Loss"]}
+    logger.info("==> %s\n", "    ".join(f"{name}: {value:.3f}" for name, value in scores.items()))
     if confusion is not None:
         logger.info("==> Confusion:\n%s\n", confusion)
 

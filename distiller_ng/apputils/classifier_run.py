@@ -13,6 +13,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 from distiller_ng.apputils.log_setup import close_pylogger, config_pylogger, log_execution_env_state
+from distiller_ng.apputils.meters import known
 from distiller_ng.apputils.run_folder import RunFolder
 from distiller_ng.apputils.trackers import PerformanceRecord, TrainingPerformanceTracker
 from distiller_ng.errors import ArgumentError, DistillerError
@@ -71,10 +72,10 @@ def run_facts(args: argparse.Namespace, optimizer: Optimizer | None) -> dict[str
 def log_best_epochs(tracker: TrainingPerformanceTracker) -> PerformanceRecord:
     """Log the best epochs in Distiller's words; the very best."""
     for record in tracker.best_scores():
+        scores = known(Top1=record.top1, Top5=record.top5) or {"Loss": record.loss}
         logger.info(
-            "==> Best [Top1: %.3f   Top5: %.3f   Sparsity:%.2f   NNZ-Params: %d on epoch: %d]",
-            record.top1,
-            record.top5,
+            "==> Best [%s   Sparsity:%.2f   NNZ-Params: %d on epoch: %d]",
+            "   ".join(f"{name}: {value:.3f}" for name, value in scores.items()),
             record.sparsity,
             record.params_nnz_cnt,
             record.epoch,

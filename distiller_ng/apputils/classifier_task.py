@@ -124,8 +124,8 @@ def check_fit(model: nn.Module, loaders: Loaders, criterion: Criterion) -> None:
     with undisturbed(), torch.no_grad(), evaluating(model):
         inputs, target = unpacked(next(batches(loaders.test, "test")), "test")
         device = model_device(model)
-        outputs = OutputReader(model)(run_model(model, to_device(inputs, device), "test"))
-        check_labels(outputs[-1], target.to(outputs[-1].device), criterion, "the test loader")
+        outputs = OutputReader(model, criterion)(run_model(model, to_device(inputs, device), "test"))
+        check_labels(outputs[-1], target.to(device), criterion, "the test loader")
         loss_of(criterion, outputs[-1], target.to(device))
 
 

@@ -26,6 +26,7 @@ from distiller_ng.apputils.classifier_quantization import (
 from distiller_ng.apputils.classifier_run import check_epochs_left, log_best_epochs, run_facts, without_leftovers
 from distiller_ng.apputils.classifier_sensitivity import sensitivity_analysis
 from distiller_ng.apputils.classifier_task import PartOf, Task
+from distiller_ng.apputils.meters import known
 from distiller_ng.apputils.run_facts import first_inputs
 from distiller_ng.apputils.run_folder import NO_SIZES, RunState, predicted_sizes
 from distiller_ng.apputils.run_results import (
@@ -128,9 +129,9 @@ class ClassifierCompressor(ClassifierLearner):
         for epoch in range(self.start_epoch, self.ending_epoch):
             logger.info("")
             self._measure_before_pruning(epoch)
-            top1, top5, _ = self.train_validate_with_scheduling(epoch)
+            scores = self.train_validate_with_scheduling(epoch)
             self._epoch = epoch
-            self._finalize_epoch(epoch, top1, top5)
+            self._finalize_epoch(epoch, *scores)
         self._finish(time.monotonic() - began)
         return self.performance_tracker.perf_scores_history
 
@@ -166,11 +167,11 @@ class ClassifierCompressor(ClassifierLearner):
             )
         return Scores(epoch, top1, top5, loss, model_sparsity(self.model) / 100.0)
 
-    def _finalize_epoch(self, epoch: int, top1: float, top5: float) -> None:
+    def _finalize_epoch(self, epoch: int, top1: float, top5: float, loss: float) -> None:
         tracker = self.performance_tracker
-        tracker.step(self.model, epoch, top1=top1, top5=top5)
+        tracker.step(self.model, epoch, top1=top1, top5=top5, loss=loss)
         best = log_best_epochs(tracker)
-        self.results.best = {"top1": best.top1, "top5": best.top5, "epoch": best.epoch}
+        self.results.best = {**known(top1=best.top1, top5=best.top5, loss=best.loss), "epoch": best.epoch}
         extras = {
             "current_top1": top1,
             "best_top1": best.top1,
@@ -232,7 +233,7 @@ class ClassifierCompressor(ClassifierLearner):
         self.results.after = after
         if self.exits is not None:
             self.results.facts["early_exit"] = self.exits.statistics().as_dict()
-        self._log("Performance/Test/", {"Loss": after.loss, "Top1": after.top1, "Top5": after.top5}, -1)
+        self._log("Performance/Test/", {"Loss": after.loss, **known(Top1=after.top1, Top5=after.top5)}, -1)
         if self.folder is not None:
             self.folder.save_results(self.results)
         return after.top1, after.top5, after.loss

@@ -1,46 +1,88 @@
-"""Running top-1, top-5 and mean losses of an epoch (layer 5)."""
+"""Running top-1, top-5 and mean losses of an epoch, for models that are no classifiers the losses (layer 5)."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["ClassificationMeter", "ConfusionMatrix"]
+__all__ = ["ClassificationMeter", "ConfusionMatrix", "are_probabilities", "known", "scored"]
+
+
+def scored(output: Any, target: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Logits ``[N, classes]`` and classes ``[N]`` of a batch that top-1 can be counted of; else None.
+
+    Of a mapping ``logits`` is taken, of a tuple the first. Targets are classes, or probabilities ``[N, classes]``.
+    Example: outputs ``[32, 1]`` and numbers ``[32, 1]`` are a regression -> None.
+    """
+    if isinstance(output, Mapping):
+        output = output.get("logits")
+    elif isinstance(output, tuple | list):
+        output = output[0] if output else None
+    if not isinstance(output, Tensor) or output.dim() != 2 or output.shape[1] < 2 or len(output) != len(target):
+        return None
+    if target.dim() == 1 and not target.is_floating_point():
+        return output, target
+    return (output, target.argmax(dim=1)) if are_probabilities(output, target) else None
+
+
+def are_probabilities(output: Tensor, target: Tensor) -> bool:
+    """Whether targets are probabilities of the classes of ``output`` ``[N, classes]``: rows that sum to 1."""
+    if target.shape != output.shape or output.dim() != 2 or output.shape[1] < 2:
+        return False
+    values = target.detach().double()
+    return bool((values >= 0).all()) and bool(((values.sum(dim=1) - 1).abs() < 1e-2).all())
+
+
+def known(**scores: float) -> dict[str, float]:
+    """Those that are numbers: ``known(Loss=0.5, Top1=nan)`` -> ``{"Loss": 0.5}``."""
+    return {name: value for name, value in scores.items() if not math.isnan(value)}
 
 
 class ClassificationMeter:
     """Accumulates predictions of an epoch; accuracies are percentages, losses means over images.
 
     With fewer than five classes top-5 counts all of them. Example: logits ``[[2., 1.], [0., 3.]]`` with labels
-    ``[0, 0]`` give ``top1 == 50.0`` and ``top5 == 100.0``.
+    ``[0, 0]`` give ``top1 == 50.0`` and ``top5 == 100.0``. Where :func:`scored` finds no classes, both are NaN.
     """
 
     def __init__(self) -> None:
         self.images = 0
         self._top1 = self._top5 = 0
+        self._has_classes = True
         self._losses: dict[str, float] = {}
 
-    def add(self, output: Tensor, target: Tensor, losses: Mapping[str, Tensor | float]) -> None:
-        """One batch: logits ``[N, classes]``, labels ``[N]`` and mean losses by name."""
+    def add(self, output: Any, target: Tensor, losses: Mapping[str, Tensor | float]) -> None:
+        """One batch: what the model returned, its targets and mean losses by name."""
         count = len(target)
-        ranked = output.detach().topk(min(5, output.shape[1]), dim=1).indices == target.unsqueeze(1)
+        found = scored(output, target)
+        self._has_classes = self._has_classes and found is not None
+        if found is not None:
+            logits, classes = found
+            ranked = logits.detach().topk(min(5, logits.shape[1]), dim=1).indices == classes.unsqueeze(1)
+            self._top1 += int(ranked[:, 0].sum())
+            self._top5 += int(ranked.sum())
         self.images += count
-        self._top1 += int(ranked[:, 0].sum())
-        self._top5 += int(ranked.sum())
         for name, value in losses.items():
             self._losses[name] = self._losses.get(name, 0.0) + float(value) * count
 
     @property
     def top1(self) -> float:
         """Percentage of images whose label got the highest logit; 0 without images."""
-        return 100.0 * self._top1 / self.images if self.images else 0.0
+        return self._percent(self._top1)
 
     @property
     def top5(self) -> float:
         """Percentage of images whose label is among the five highest logits."""
-        return 100.0 * self._top5 / self.images if self.images else 0.0
+        return self._percent(self._top5)
+
+    def _percent(self, hits: int) -> float:
+        if not self._has_classes:
+            return math.nan
+        return 100.0 * hits / self.images if self.images else 0.0
 
     @property
     def losses(self) -> dict[str, float]:

@@ -22,6 +22,8 @@ __all__ = ["RunResults", "Scores", "first_pruning_epoch", "undisturbed", "unfini
 class Scores:
     """Accuracy on the test set: ``top1`` and ``top5`` in percent, ``loss`` the mean criterion, measured at ``epoch``.
 
+    For a model that is no classifier ``top1`` and ``top5`` are NaN.
+
     ``sparsity`` is the fraction of zeros in the weights that count.
     """
 
@@ -60,6 +62,8 @@ class RunResults:
     def as_dict(self) -> dict[str, Any]:
         """Plain values: the run's facts, ``top1_before``, ``top1_after``, ``total_sparsity``, ``parameters``, ..."""
         before, after, summary = self.before, self.after, self.summary
+        firsts = dict(self.metrics_before) or _metrics(before)
+        lasts = dict(self.metrics_after) or _metrics(after)
         sparsity = self.model_after.get("sparsity") if after is None else after.sparsity
         return {
             **self.facts,
@@ -71,8 +75,8 @@ class RunResults:
             "pruned_sparsity": None if summary is None else summary.total_sparsity,
             "before": None if before is None else asdict(before),
             "after": None if after is None else asdict(after),
-            "metrics_before": dict(self.metrics_before),
-            "metrics_after": dict(self.metrics_after),
+            "metrics_before": firsts,
+            "metrics_after": lasts,
             "best": self.best,
             "model": {"before": dict(self.model_before), "after": dict(self.model_after)},
             "parameters": [] if summary is None else summary.as_dict()["parameters"],
@@ -88,17 +92,13 @@ class RunResults:
     def lines(self) -> str:
         """The result in words, e.g. ``Top1 before pruning: 97.500 (dense, epoch 8)``."""
         parts = []
-        if self.before is not None:
-            parts.append(
-                f"Top1 before pruning: {self.before.top1:.3f}    "
-                f"(test set, after epoch {self.before.epoch}, sparsity {self.before.sparsity:.2%})"
-            )
-        if self.after is not None:
-            label = "Top1 after pruning: " if self.before is not None else "Top1: "
-            parts.append(
-                f"{label} {self.after.top1:.3f}    "
-                f"(test set, after epoch {self.after.epoch}, sparsity {self.after.sparsity:.2%})"
-            )
+        for scores, when in ((self.before, "before"), (self.after, "after")):
+            if scores is not None:
+                name, value = ("Loss", scores.loss) if math.isnan(scores.top1) else ("Top1", scores.top1)
+                label = f"{name} {when} pruning:" if self.before is not None else f"{name}: "
+                width = len(name) + 16 if self.before is not None else 0
+                place = f"(test set, after epoch {scores.epoch}, sparsity {scores.sparsity:.2%})"
+                parts.append(f"{label:<{width}} {value:.3f}    {place}")
         return "\n".join(parts)
 
     def state_dict(self) -> dict[str, Any]:
@@ -111,6 +111,11 @@ class RunResults:
         before = state.get("before")
         self.before = None if before is None else Scores(**before)
         self.model_before = dict(state.get("model_before") or {})
+
+
+def _metrics(scores: Scores | None) -> dict[str, float]:
+    """What a model is judged by that has no top-1."""
+    return {} if scores is None or not math.isnan(scores.top1) else {"Loss": scores.loss}
 
 
 def first_pruning_epoch(scheduler: CompressionScheduler) -> int | None:

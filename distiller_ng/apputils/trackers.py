@@ -22,7 +22,8 @@ class PerformanceRecord:
     """Scores of one epoch.
 
     ``sparsity`` is a percentage of zeros (0..100, as Distiller reports it) and ``params_nnz_cnt`` the number of values
-    that are not zero, both over the weights that count; ``top1`` and ``top5`` are percentages.
+    that are not zero, both over the weights that count; ``top1`` and ``top5`` are percentages, NaN for a model that is
+    no classifier. ``loss`` decides among those; NaN: not known.
     """
 
     sparsity: float
@@ -30,10 +31,13 @@ class PerformanceRecord:
     top1: float
     top5: float
     epoch: int
+    loss: float = math.nan
 
 
 class TrainingPerformanceTracker:
     """Ranks epochs by ``(top1, top5, epoch)``, best first; of equal scores the later epoch is better.
+
+    Epochs without a top-1 are ranked by their loss, the lowest first.
 
     ``num_best_scores`` (1 or more) is how many :meth:`best_scores` gives at most. Subclasses override :meth:`rank`.
     Example: after top-1 of 90, 92 and 91 in epochs 0, 1, 2 the best two are epochs 1 and 2.
@@ -49,12 +53,14 @@ class TrainingPerformanceTracker:
 
     def rank(self, record: PerformanceRecord) -> tuple[float, ...]:
         """The sort key; greater is better."""
-        return record.top1, record.top5, record.epoch
+        return record.top1, record.top5, -record.loss if math.isnan(record.top1) else 0.0, record.epoch
 
-    def step(self, model: nn.Module, epoch: int, *, top1: float, top5: float) -> PerformanceRecord:
+    def step(
+        self, model: nn.Module, epoch: int, *, top1: float, top5: float, loss: float = math.nan
+    ) -> PerformanceRecord:
         """Record the scores ``model`` reached in ``epoch`` and return the record."""
         sparsity, _, nonzero = model_params_stats(model)
-        record = PerformanceRecord(sparsity, nonzero, float(top1), float(top5), epoch)
+        record = PerformanceRecord(sparsity, nonzero, float(top1), float(top5), epoch, float(loss))
         self.perf_scores_history.append(record)
         self._sort()
         return record

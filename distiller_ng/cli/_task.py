@@ -21,7 +21,7 @@ from distiller_ng.cli._models import GivenModel, given_teachers
 from distiller_ng.cli._own_code import called, named_object
 from distiller_ng.errors import ArgumentError
 
-__all__ = ["add_loss_argument", "application_arguments", "given_task", "log_to_stderr"]
+__all__ = ["add_loss_argument", "application_arguments", "given_task", "log_to_stderr", "named_loss"]
 
 
 def add_loss_argument(parser: argparse.ArgumentParser) -> None:
@@ -58,7 +58,7 @@ def given_task(options: argparse.Namespace, given: GivenModel, *, training: bool
     return Task(
         model=given.model,
         loaders=loaders,
-        criterion=_loss(options.loss),
+        criterion=named_loss(options.loss),
         make_optimizer=_Maker(make) if training and make is not None else None,
         teachers=(given_teachers(options) or {}) if training else {},
         example_inputs=given.example() if said else None,
@@ -101,7 +101,8 @@ class _Call:
         return self.function(self.argument)
 
 
-def _loss(text: str | None) -> Criterion | None:
+def named_loss(text: str | None) -> Criterion | None:
+    """The loss of ``--loss``; None without. Raises :class:`ArgumentError` for what is none."""
     if text is None:
         return None
     found: Any = named_object(text, "--loss")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 from typing import ClassVar
 
@@ -67,7 +68,8 @@ class EvaluateCommand(Command):
             early = {} if exits is None else {"early_exit": exits.as_dict()}
             print_json({**found, "quantized": bool(options.quantize_eval), "folder": app.logdir, **early})
             return 0
-        lines = [f"top-1  {top1:6.2f} %", f"top-5  {top5:6.2f} %", f"loss   {loss:8.4f}"]
+        lines = [] if math.isnan(top1) else [f"top-1  {top1:6.2f} %", f"top-5  {top5:6.2f} %"]
+        lines += [f"loss   {loss:8.4f}"]
         lines += [f"\n{exits}"] if exits is not None else []
         lines += [f"\nRun folder: {app.logdir}"] if app.logdir else []
         print_result("\n".join(lines))

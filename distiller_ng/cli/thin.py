@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import tempfile
 from dataclasses import asdict
@@ -20,7 +21,7 @@ from distiller_ng.cli._models import GivenModel, add_model_arguments, required_m
 from distiller_ng.cli._numbers import fraction, whole
 from distiller_ng.cli._places import check_file_place
 from distiller_ng.cli._printing import add_json_argument, print_json, print_result
-from distiller_ng.cli._task import log_to_stderr
+from distiller_ng.cli._task import add_loss_argument, log_to_stderr, named_loss
 from distiller_ng.cli.base import COMMANDS, Command
 from distiller_ng.errors import ArgumentError
 from distiller_ng.graph.inputs import ExampleInputs
@@ -53,6 +54,7 @@ class ThinCommand(Command):
         group.add_argument("--latency-batch", type=whole(1), default=1, metavar="N", help="samples at once (1)")
         group.add_argument("--importance", choices=IMPORTANCES.names(), default="l1", help="which go first (l1)")
         group.add_argument("--round-to", type=whole(1), default=1, metavar="N", help="widths are multiples of it (1)")
+        add_loss_argument(parser)
         add_json_argument(parser)
         add_model_arguments(parser)
         add_data_arguments(parser)
@@ -77,11 +79,14 @@ class ThinCommand(Command):
             _write(result.model, path, inputs)
         if options.json:
             figures = {"before": asdict(result.before), "after": asdict(result.after)}
-            print_json({"path": str(path), **figures, "ratios": result.ratios(), "top1": accuracy})
+            print_json({"path": str(path), **figures, "ratios": result.ratios(), **(accuracy or {"top1": None})})
             return 0
         lines = [str(result)]
         if accuracy is not None:
-            lines.append(f"top-1 {accuracy['before']:.2f} % -> {accuracy['after']:.2f} % on the test data")
+            (name, found), *_ = accuracy.items()
+            unit, digits = (" %", 2) if name == "top1" else ("", 4)
+            before, after = (f"{found[when]:.{digits}f}{unit}" for when in ("before", "after"))
+            lines.append(f"{'top-1' if unit else name} {before} -> {after} on the test data")
         if result.after.parameters == result.before.parameters:
             lines.append("Nothing was removed: no filter or channel is zero. To prune to a budget: --macs 0.5")
         elif target:
@@ -100,14 +105,18 @@ def _checked_output(text: str) -> Path:
     return path
 
 
-def _accuracy(options: argparse.Namespace, given: GivenModel, result: ThinnedModel) -> dict[str, float] | None:
-    """Top-1 of both in percent, where the command line names data."""
+def _accuracy(
+    options: argparse.Namespace, given: GivenModel, result: ThinnedModel
+) -> dict[str, dict[str, float]] | None:
+    """Top-1 of both in percent, or the loss of what is no classifier, where the command line names data."""
     if options.loaders is None and options.dataset is None:
         return None
     loader = required_loaders(options, given).test
-    criterion = nn.CrossEntropyLoss()
+    criterion = named_loss(options.loss) or nn.CrossEntropyLoss()
     models = {"before": given.model, "after": result.model}
-    return {name: test(loader, model, criterion)[0] for name, model in models.items()}
+    scores = {when: test(loader, model, criterion) for when, model in models.items()}
+    has_top1 = not math.isnan(scores["before"][0])
+    return {"top1" if has_top1 else "loss": {when: one[0 if has_top1 else 2] for when, one in scores.items()}}
 
 
 def _write(model: nn.Module, path: Path, inputs: ExampleInputs) -> None:

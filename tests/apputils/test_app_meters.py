@@ -1,12 +1,13 @@
 """Accuracy, mean losses, the confusion matrix, and what a run reports."""
 
 import json
+import math
 
 import pytest
 import torch
 from torch import nn
 
-from distiller_ng.apputils.meters import ClassificationMeter, ConfusionMatrix
+from distiller_ng.apputils.meters import ClassificationMeter, ConfusionMatrix, known, scored
 from distiller_ng.apputils.run_results import (
     RunResults,
     Scores,
@@ -97,3 +98,19 @@ def test_results_as_json_and_words(tmp_path):
     again = RunResults({})
     again.load_state_dict(json.loads(json.dumps(results.state_dict())))
     assert again.before == results.before and again.after is None
+
+
+def test_what_top1_can_be_counted_of():
+    logits, classes = torch.tensor([[2.0, 1.0], [0.0, 3.0]]), torch.tensor([0, 0])
+    for output in (logits, {"logits": logits}, (logits, None)):
+        assert scored(output, classes)[0] is logits
+    assert scored(logits, torch.tensor([[0.9, 0.1], [0.2, 0.8]]))[1].tolist() == [0, 1]
+    for output, target in ((logits, logits), (logits[:, :1], classes), (logits[0], classes), ({"a": 1}, classes)):
+        assert scored(output, target) is None
+
+
+def test_a_regression_has_losses_only():
+    meter = ClassificationMeter()
+    meter.add(torch.zeros(4, 1), torch.ones(4, 1), {"Loss": 1.0})
+    assert math.isnan(meter.top1) and math.isnan(meter.top5) and meter.losses == {"Loss": 1.0}
+    assert known(Top1=meter.top1, Loss=1.0) == {"Loss": 1.0}
