@@ -204,10 +204,12 @@ class PolicyWindow:
         return frequency > 0 and position.fraction >= last + frequency - _TOLERANCE
 
     def planned(self, steps_per_epoch: float, *, until: float, limit: int = 10_000) -> list[float]:
-        """The epochs at which a stepwise window acts, its end included, when training has ``until`` epochs.
+        """The epochs at which a fractional window acts, its end included, when training has ``until`` epochs.
 
         >>> PolicyWindow.of_steps(0, 2, 0.3).planned(4, until=3)
         [0.0, 0.5, 1.0, 1.5, 2.0]
+        >>> PolicyWindow.from_range(0, 2, 0.3).planned(4, until=3)
+        [0.0, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0]
 
         At most ``limit`` of them; the end counts as reached when training stops there.
         """
@@ -222,9 +224,16 @@ class PolicyWindow:
             found.append(at)
             step += 1
             if self.frequency != EVERY_STEP:
-                wanted = at + self.frequency if self.frequency else math.inf
+                wanted = self._due_next(at)
                 step = max(step, math.ceil(min(wanted, self.end, until) * steps_per_epoch - _TOLERANCE))
         return found
+
+    def _due_next(self, at: float) -> float:
+        """When a window that acted ``at`` this epoch wants to act again."""
+        if self.is_stepwise:
+            return at + self.frequency if self.frequency else math.inf
+        period = float(self.frequency or 1)
+        return self.start + (1 + math.floor((at - self.start) / period + _TOLERANCE)) * period
 
     def due_count(self, position: TrainPosition) -> int:
         """How many times a fractional window has become due at ``position``: 1 at its start, +1 each ``frequency``."""

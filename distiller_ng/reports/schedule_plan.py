@@ -117,7 +117,7 @@ def schedule_plan(
 def _row(entry: Entry, scheduler: HookDriver, steps_per_epoch: float, epochs: int) -> PlannedActions:
     window = entry.window
     every_step = window.is_stepwise and window.frequency == -1
-    if window.is_stepwise:
+    if window.is_fractional:
         acts = window.planned(steps_per_epoch, until=epochs, limit=1 if every_step else 10_000)
     else:
         acts = [float(epoch) for epoch in window.active_epochs(until=epochs) if epoch < epochs]

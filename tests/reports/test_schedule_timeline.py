@@ -95,6 +95,36 @@ def test_curves_are_what_training_sets(schedule):
         assert value(timeline.learning_rate, at) == pytest.approx(rate), at
 
 
+@pytest.mark.parametrize(
+    "window",
+    [
+        {"starting_epoch": 1.5, "ending_epoch": 5.25, "frequency": 0.5},
+        {"starting_epoch": 0, "ending_epoch": 3.5, "frequency": 0.3},
+        {"starting_epoch": 0.5, "ending_epoch": 4, "frequency": 0.7, "trigger": "step"},
+        {"starting_epoch": 1, "ending_epoch": 6, "frequency": 2},
+    ],
+)
+def test_sparsities_are_what_training_prunes(window):
+    model = nn.Sequential(nn.Linear(100, 10))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    agp = {"class": "AutomatedGradualPruner", "initial_sparsity": 0.1, "final_sparsity": 0.9, "weights": ["0.weight"]}
+    schedule = {"pruners": {"p": agp}, "policies": [{"pruner": {"instance_name": "p"}, **window}]}
+    scheduler = dict_config(model, optimizer, schedule)
+    curve = schedule_timeline(scheduler, STEPS, 6).policies[0].sparsity
+    for epoch in range(6):
+        scheduler.on_epoch_begin(epoch, optimizer)
+        for step in range(STEPS):
+            scheduler.on_minibatch_begin(epoch, step, STEPS, optimizer)
+            scheduler.before_backward_pass(epoch, step, STEPS, model(torch.ones(1, 100)).sum(), optimizer)
+            scheduler.before_parameter_optimization(epoch, step, STEPS, optimizer)
+            optimizer.step()
+            scheduler.on_minibatch_end(epoch, step, STEPS, optimizer)
+            at = epoch + step / STEPS
+            wanted = value(curve, at) if at >= curve[0][0] else 0.0
+            assert float((model[0].weight == 0).double().mean()) == pytest.approx(wanted, abs=1e-3), at
+        scheduler.on_epoch_end(epoch, optimizer)
+
+
 def test_groups_with_rates_of_their_own():
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
     groups = [{"params": model[0].parameters(), "lr": 0.1}, {"params": model[1].parameters(), "lr": 0.01}]
