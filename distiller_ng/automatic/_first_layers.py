@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from distiller_ng.automatic._first_target import Technique
+from distiller_ng.automatic._tensors import output_axes
 from distiller_ng.automatic.candidates import Candidates
 from distiller_ng.graph.inputs import ExampleInputs
 from distiller_ng.names import canonical_name
@@ -35,7 +36,8 @@ class Unit:
     """Parameters that get one level together: one weight, or the weights whose filters are tied.
 
     ``weights``: how many numbers they are. ``share``: of all weights of such layers. ``also``: other names of the same
-    (tied) weights. ``kinds``: "first", "last", "depthwise", "shared" (one module that runs several times).
+    (tied) weights. ``kinds``: "first", "last", "depthwise", "shared" (one module that runs several times). ``outputs``:
+    the dimension of the first one's filters: 0, in transposed convolutions ``[C_i, C_o, H, W]`` 1.
     """
 
     names: tuple[str, ...]
@@ -44,6 +46,7 @@ class Unit:
     shape: tuple[int, ...]
     kinds: frozenset[str] = frozenset()
     also: tuple[str, ...] = ()
+    outputs: int = 0
 
     @property
     def name(self) -> str:
@@ -70,13 +73,14 @@ def units_of(candidates: Candidates, inputs: ExampleInputs) -> list[Unit]:
     total = sum(parameters[name].numel() for name in parameters.prunable())
     modules = {canonical_name(name): module for name, module in parameters.model.named_modules()}
     tied = _other_names(parameters.model, parameters.prunable())
+    axes = output_axes(parameters.model)
     units = []
     for names in _joined(candidates.coupled):
         size = sum(parameters[name].numel() for name in names)
         kinds = {kind for name in names for kind in _kinds(name, runs, modules)}
         also = tuple(other for name in names for other in tied.get(name, ()))
         shape = tuple(parameters[names[0]].shape)
-        units.append(Unit(names, size, size / max(total, 1), shape, frozenset(kinds), also))
+        units.append(Unit(names, size, size / max(total, 1), shape, frozenset(kinds), also, axes.get(names[0], 0)))
     return units
 
 

@@ -16,7 +16,6 @@ from distiller_ng.automatic._first_rehearsal import (
     rehearsal_windows,
     rehearse,
     rounded_parameters,
-    speed_ratio,
 )
 from distiller_ng.automatic._first_sensitivity import Evaluate, Sensitivity, measured_sensitivity
 from distiller_ng.automatic._first_target import (
@@ -25,18 +24,21 @@ from distiller_ng.automatic._first_target import (
     Technique,
     UnreachableTarget,
     technique_named,
+    two_digits,
 )
 from distiller_ng.automatic._first_text import Entry, Sheet, schedule_text
 from distiller_ng.automatic._first_windows import Windows, windows_for
+from distiller_ng.automatic._search_latency import latency_share
 from distiller_ng.automatic.candidates import Candidates, LayerChoice, PredictedCost
 from distiller_ng.errors import ArgumentError, GraphError
-from distiller_ng.graph.inputs import ExampleInputs
+from distiller_ng.graph.inputs import ExampleInputs, batch_size
 
 __all__ = ["Plan", "make_plan"]
 
 logger = logging.getLogger(__name__)
 
 _TRIES = 6
+_SECONDS = 2.0  # for each measurement of the latency
 _INT8_IS_NEAR = 0.3  # sizes from here on are met by zeros alone without great damage
 
 
@@ -60,6 +62,7 @@ class Plan:
     sensitivity: Sensitivity | None = None
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     reached: float = 1.0
+    batch: int = 1
 
 
 def make_plan(
@@ -90,7 +93,7 @@ def make_plan(
     plan.bits = bits if chosen.bits != 32 else {}
     if chosen.bits != 32 and not bits:
         raise ArgumentError(f"technique {chosen.name!r}: the model has no layer that can be rounded to 8 bits")
-    plan.shapes = shapes
+    plan.shapes, plan.batch = shapes, batch_size(inputs) or 1
     if chosen.group is None:
         _only_rounded(plan, model, inputs)
         return plan
@@ -203,7 +206,7 @@ def _settle_latency(plan: Plan, model: nn.Module, inputs: ExampleInputs, candida
     share, fastest = max(wanted, least), math.inf
     for _ in range(_TRIES):
         _try(plan, model, inputs, candidates, cost, share)
-        time = speed_ratio(model, plan.rehearsed.model, inputs)
+        time = latency_share(plan.rehearsed.model, model, inputs, seconds=_SECONDS)
         logger.info("tried: with %.2f of the multiply-accumulates %.2f of the time remains", share, time)
         fastest = min(fastest, time)
         if time <= wanted and (best is None or time > best[0]):
@@ -276,9 +279,11 @@ def _short_text(plan: Plan, levels: Mapping[str, float]) -> str:
 
 def _unreachable(plan: Plan, least: float) -> UnreachableTarget:
     target, technique = plan.target, plan.technique
-    shown = math.ceil(least * 100 - 1e-9) / 100
+    step = 100 if least >= 0.1 else 1000
+    shown = math.ceil(least * step - 1e-9) / step
     message = (
-        f"{target} is out of reach with technique {technique.name!r}, which brings this model to {least:.2f} at best"
+        f"{target} is out of reach with technique {technique.name!r}, which brings this model to "
+        f"{two_digits(least)} at best"
     )
     advice = f"ask for {target.budget}={shown:g} or more"
     if shown >= 1:
@@ -287,4 +292,8 @@ def _unreachable(plan: Plan, least: float) -> UnreachableTarget:
     other = {"weights": "weights+int8", "2:4": "weights", "filters": "filters+int8", "int8": "weights+int8"}
     if target.budget == "size" and technique.name in other and plan.bits is not None:
         advice += f", or try --technique {other[technique.name]}"
+    if target.budget == "latency" and plan.batch == 1:
+        advice += (
+            ". One sample at a time is mostly overhead: a batch, such as --input-shape 64,..., has more work to save"
+        )
     return UnreachableTarget(f"{message}: {advice}", least=least)

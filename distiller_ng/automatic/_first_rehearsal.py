@@ -1,4 +1,4 @@
-"""A first schedule tried on a copy of the model: what it leaves, and how fast that is."""
+"""A first schedule tried on a copy of the model: what it leaves."""
 
 from __future__ import annotations
 
@@ -19,11 +19,8 @@ from distiller_ng.errors import ArgumentError, ScheduleError, ScheduleWarning
 from distiller_ng.graph.inputs import ExampleInputs
 from distiller_ng.names import ParameterIndex, unwrap
 from distiller_ng.quantization import QuantAwareTrainRangeLinearQuantizer
-from distiller_ng.reports.size_and_speed import size_and_speed
 
-__all__ = ["Rehearsed", "check_text", "rehearsal_windows", "rehearse", "rounded_parameters", "speed_ratio"]
-
-_MILLISECONDS = 2000.0
+__all__ = ["Rehearsed", "check_text", "rehearsal_windows", "rehearse", "rounded_parameters"]
 
 
 @dataclass(frozen=True)
@@ -81,18 +78,6 @@ def rounded_parameters(model: nn.Module, bits: int) -> tuple[dict[str, int], boo
     names = {index.find(f"{row.module}.weight" if row.module else "weight") for row in rows if row.weights is not None}
     modules = [row for row in rows if row.activations is not None and row.module != "(inputs)"]
     return {name: bits for name in index if name in names}, bool(modules)
-
-
-def speed_ratio(model: nn.Module, small: nn.Module, inputs: ExampleInputs) -> float:
-    """Time of a forward pass of ``small`` over that of ``model``, batch 1, in PyTorch: medians of runs in turns.
-
-    As many runs as fit into about two seconds, from 9 to 99.
-    """
-    both = {"now": model, "then": small}
-    once = sum(figures.latency[1] for figures in size_and_speed(both, inputs, batches=(1,), rounds=3))
-    rounds = min(max(int(_MILLISECONDS / max(once, 1e-3)), 9), 99)
-    first, second = size_and_speed(both, inputs, batches=(1,), rounds=rounds)
-    return second.latency[1] / first.latency[1]
 
 
 def _copied(model: nn.Module) -> nn.Module:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from distiller_ng.errors import ArgumentError, did_you_mean
 
-__all__ = ["BUDGETS", "TECHNIQUES", "Target", "Technique", "UnreachableTarget", "technique_named"]
+__all__ = ["BUDGETS", "TECHNIQUES", "Target", "Technique", "UnreachableTarget", "technique_named", "two_digits"]
 
 #: What a target can be measured in, with the words for it.
 BUDGETS: Mapping[str, str] = {
@@ -58,7 +59,13 @@ class Target:
         return cls(name, share)
 
     def __str__(self) -> str:
-        return f"{self.budget}={self.share:.2f}" if self.share >= 0.01 else f"{self.budget}={self.share:g}"
+        return f"{self.budget}={two_digits(self.share)}"
+
+
+def two_digits(share: float) -> str:
+    """0.4 as "0.40", 0.0243 as "0.024": no share is shown as nothing."""
+    text = f"{share:.2f}"
+    return text if share >= 0.1 or math.isclose(float(text), share) else f"{share:.2g}"
 
 
 def _wrong(message: str) -> ArgumentError:

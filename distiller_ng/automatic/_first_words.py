@@ -10,7 +10,7 @@ from torch import nn
 
 from distiller_ng.automatic._first_layers import PAPERS, Unit
 from distiller_ng.automatic._first_planning import Plan
-from distiller_ng.automatic._first_target import BUDGETS, Technique
+from distiller_ng.automatic._first_target import BUDGETS, Technique, two_digits
 from distiller_ng.automatic._first_text import Entry, Sheet, schedule_text
 
 __all__ = ["sheet_of"]
@@ -43,7 +43,7 @@ def _has_batch_norms(model: nn.Module) -> bool:
 def _header(plan: Plan, model_name: str) -> list[str]:
     lines = [
         f"First schedule for {model_name}: {plan.technique.what}.",
-        f"Wanted {plan.target} ({BUDGETS[plan.target.budget]}), predicted {plan.reached:.2f}.",
+        f"Wanted {plan.target} ({BUDGETS[plan.target.budget]}), predicted {two_digits(plan.reached)}.",
         "",
         *_figures(plan),
         "",
@@ -54,7 +54,7 @@ def _header(plan: Plan, model_name: str) -> list[str]:
     if plan.relaxed:
         lines += ["", _RELAXED]
     if plan.target.budget == "latency":
-        lines += ["", _LATENCY]
+        lines += ["", _LATENCY.format("one sample" if plan.batch == 1 else f"a batch of {plan.batch}")]
     lines += ["", *_usage(plan)]
     return lines
 
@@ -64,7 +64,7 @@ _RELAXED = (
     "so they are pruned too. Expect to lose more accuracy than with a milder target."
 )
 _LATENCY = (
-    "The time was measured in PyTorch, on this machine, for one sample; other runtimes and machines differ: compare "
+    "The time was measured in PyTorch, on this machine, for {}; other runtimes and machines differ: compare "
     "with distiller-ng benchmark."
 )
 
@@ -76,7 +76,7 @@ def _figures(plan: Plan) -> list[str]:
         rows.append(("not zero", before.nonzero, after.nonzero))
     rows.append(("bytes stored", round(before.size_bytes), round(after.size_bytes)))
     if plan.technique.group == "filter":
-        rows.append(("MACs", round(before.macs), round(after.macs)))
+        rows.append(("MACs", round(before.macs / plan.batch), round(after.macs / plan.batch)))  # of one sample
     widths = max(len(f"{was:,}") for _, was, _ in rows), max(len(f"{now:,}") for *_, now in rows)
     lines = [
         f"  {name:<12}  {was:>{widths[0]},} ->  {now:>{widths[1]},}  ({now / max(was, 1):.2f})"
@@ -132,12 +132,15 @@ def _usage(plan: Plan) -> list[str]:
 def _afterwards(technique: Technique) -> str:
     """How what was promised becomes a file."""
     save = "Afterwards save a checkpoint (distiller_ng.checkpoint.save_checkpoint)"
-    to, what = "onnx", "writes the small model, and distiller-ng benchmark measures it"
+    header = "(its header of some kB comes on top of the bytes above)"
+    command, what = "export --to onnx", "writes the small model, and distiller-ng benchmark measures it"
     if technique.bits != 32:
-        what = "writes it with integers (--to packed: the smallest file)"
+        command, what = "quantize --loader FILE.PY:FUNCTION", "writes it with integers"
+        if technique.group == "element":
+            what += f", zeros included, as distiller-ng plan counts; export --to packed leaves them out {header}"
     elif technique.group == "element":
-        to, what = "sparse", "writes a file without the zeros (its header of some kB comes on top of the bytes above)"
-    return f"{save}: distiller-ng export --to {to} --checkpoint FILE ... {what}."
+        command, what = "export --to sparse", f"writes a file without the zeros {header}"
+    return f"{save}: distiller-ng {command} --checkpoint FILE ... {what}."
 
 
 def _rounded(plan: Plan) -> str:
@@ -184,7 +187,7 @@ def _what_happens(plan: Plan, unit: Unit, level: float) -> str:
         return f"{kept:,} of {whole} stay" if level > 0 else whole
     before, after = plan.shapes[unit.name], plan.rehearsed.shapes.get(unit.name, ())
     changed = [dim for dim, (was, now) in enumerate(zip(before, after, strict=False)) if was != now]
-    own = 0 if 0 in changed or level == 0 else (changed[0] if changed else 0)
+    own = unit.outputs if unit.outputs in changed or level == 0 or not changed else changed[0]
     if level == 0 or not changed:
         return f"{before[own]} filters"
     return f"{before[own]} filters become {after[own]}"

@@ -15,10 +15,13 @@ _SECONDS = 0.2
 _LEAST_ROUNDS = 15
 
 
-def latency_share(candidate: nn.Module, original: nn.Module, inputs: ExampleInputs) -> float:
+def latency_share(
+    candidate: nn.Module, original: nn.Module, inputs: ExampleInputs, *, seconds: float = _SECONDS
+) -> float:
     """Latency of one eager forward pass in evaluation mode, as a share of the original's.
 
-    The median over rounds in which the two take turns, so that other load on the machine hits both.
+    The median over rounds in which the two take turns, so that other load on the machine hits both. ``inputs`` decide
+    the batch; ``seconds``: how long to measure the two.
     """
 
     def on_gpu() -> None:
@@ -31,5 +34,5 @@ def latency_share(candidate: nn.Module, original: nn.Module, inputs: ExampleInpu
 
     with evaluating(candidate), evaluating(original), torch.no_grad():
         steps = {"candidate": lambda: step(candidate), "original": lambda: step(original)}
-        times = interleave(steps, _SECONDS, _LEAST_ROUNDS, clock="wall", warmups=3)
+        times = interleave(steps, seconds, _LEAST_ROUNDS, clock="wall", warmups=3)
     return ratio(times, "candidate", "original")

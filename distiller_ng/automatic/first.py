@@ -14,7 +14,7 @@ from torch import nn
 from distiller_ng.automatic._first_planning import Plan, make_plan
 from distiller_ng.automatic._first_rehearsal import check_text
 from distiller_ng.automatic._first_sensitivity import Evaluate
-from distiller_ng.automatic._first_target import Target, Technique, UnreachableTarget
+from distiller_ng.automatic._first_target import Target, Technique, UnreachableTarget, two_digits
 from distiller_ng.automatic._first_text import schedule_text
 from distiller_ng.automatic._first_words import sheet_of
 from distiller_ng.automatic.candidates import LayerChoice, PredictedCost
@@ -53,7 +53,7 @@ class FirstSchedule:
     @property
     def promise(self) -> str:
         """``wanted macs=0.50, this schedule is predicted to reach 0.49``."""
-        return f"wanted {self.target}, this schedule is predicted to reach {self.reached:.2f}"
+        return f"wanted {self.target}, this schedule is predicted to reach {two_digits(self.reached)}"
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write the text. Raises :class:`ArgumentError` for a file that is there, unless ``overwrite``."""
@@ -110,7 +110,8 @@ def first_schedule(
     depthwise layers; tied filters have one level. The model is left as it was.
 
     The schedule was tried on a copy of the model before it is returned: it loads without a problem, and what it leaves
-    was counted there (latency: measured, in PyTorch, on this machine). A net of 10,000 MACs with ``macs=0.5``::
+    was counted there (latency: measured, in PyTorch, on this machine, with the batch of ``example_inputs``). A net of
+    10,000 MACs with ``macs=0.5``::
 
         made = first_schedule(model, (x,), target="macs=0.5", epochs=30, evaluate=accuracy)
         print(made.promise)       # wanted macs=0.50, this schedule is predicted to reach 0.49

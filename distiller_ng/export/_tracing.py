@@ -13,12 +13,12 @@ from torch.utils import _pytree as pytree
 
 from distiller_ng.errors import GraphError
 from distiller_ng.graph._inlining import inline_regions
-from distiller_ng.graph.inputs import ExampleInputs, flat_tensors
+from distiller_ng.graph.inputs import ExampleInputs, batch_size, flat_tensors
 from distiller_ng.graph.trace import exported_program
 from distiller_ng.names import unwrap
 from distiller_ng.quantization.exporting import exporting
 
-__all__ = ["TracedForm", "batch_size", "fixed_size", "shapes_of", "trace_export_form"]
+__all__ = ["TracedForm", "fixed_size", "shapes_of", "trace_export_form"]
 
 logger = logging.getLogger(__name__)
 _WHY_FIXED = "the model does not run, or not alike, with others"
@@ -94,11 +94,6 @@ def _some_shapes(inputs: ExampleInputs) -> Any:
             place: torch.export.Dim.AUTO for place in range(min(tensor.dim(), 2)) if tensor.shape[place] > 1
         }
     return shapes
-
-
-def batch_size(inputs: ExampleInputs) -> int | None:
-    """The first dimension of the first tensor; None where no input has one."""
-    return next((int(t.shape[0]) for t in _tensors(inputs) if t.dim() and t.shape[0]), None)
 
 
 def shapes_of(inputs: ExampleInputs) -> Any:

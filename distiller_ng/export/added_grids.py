@@ -63,7 +63,8 @@ def with_missing_grids(
             return graph
         note = (
             f"{_counted(len(missing.layers), 'layer')} with integer weights would compute with integers if "
-            "activations around them were quantized: calibration_data=images (or batches) adds 8-bit grids there"
+            "activations around them were quantized: calibration_data=images (or batches; in a "
+            "shell: distiller-ng quantize --loader) adds 8-bit grids there"
         )
         return dataclasses.replace(graph, notes=(*graph.notes, note))
     batches = [_leaves(graph, batch, number) for number, batch in enumerate(_batches(graph, model, data))]

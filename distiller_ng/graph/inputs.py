@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from distiller_ng.errors import ArgumentError
 
-__all__ = ["ExampleInputs", "ExampleInputsLike", "as_example_inputs", "flat_tensors", "with_batch"]
+__all__ = ["ExampleInputs", "ExampleInputsLike", "as_example_inputs", "batch_size", "flat_tensors", "with_batch"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +66,12 @@ def with_batch(inputs: ExampleInputs, size: int) -> ExampleInputs:
 
     args, kwargs = pytree.tree_map_only(Tensor, resized, (inputs.args, dict(inputs.kwargs)))
     return ExampleInputs(args, kwargs)
+
+
+def batch_size(inputs: ExampleInputs) -> int | None:
+    """The first dimension of the first tensor; None where no input has one."""
+    tensors = flat_tensors((inputs.args, dict(inputs.kwargs)))
+    return next((int(t.shape[0]) for t in tensors if t.dim() and t.shape[0]), None)
 
 
 def flat_tensors(value: Any) -> list[Tensor]:

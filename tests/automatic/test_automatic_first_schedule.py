@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import warnings
 
 import pytest
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import distiller_ng as distiller
 from distiller_ng.automatic import Candidates, UnreachableTarget, first_schedule
+from distiller_ng.automatic._first_target import Target
 from distiller_ng.config import check_schedule
 from distiller_ng.errors import ArgumentError, GraphError
 
@@ -215,19 +217,37 @@ def test_latency_is_measured_on_a_copy(monkeypatch):
 
     seen = []
 
-    def timed(model, small, inputs):
+    def timed(small, model, inputs, *, seconds):
         whole, left = (Candidates(one, inputs, group="filter").cost({}).macs for one in (model, small))
         seen.append(left / whole)
         return 0.2 + 0.8 * left / whole
 
-    monkeypatch.setattr(planning, "speed_ratio", timed)
+    monkeypatch.setattr(planning, "latency_share", timed)
     torch.manual_seed(0)
     made = first_schedule(mlp(), (X,), target="latency=0.6")
     assert 0.5 < made.reached <= 0.6 and len(seen) > 1
-    assert "PyTorch, on this machine" in " ".join(made.text.replace("#", " ").split())
+    assert "PyTorch, on this machine, for one sample" in " ".join(made.text.replace("#", " ").split())
+    both = first_schedule(mlp(), (torch.cat([X, X]),), target="latency=0.6")
+    assert "this machine, for a batch of 2" in " ".join(both.text.replace("#", " ").split())
+    assert all(re.search("MACs +2,960 ->", one.text) for one in (made, both))  # of one sample
     with pytest.raises(UnreachableTarget, match="latency=0.10 is out of reach") as caught:
         first_schedule(mlp(), (X,), target="latency=0.1")
-    assert caught.value.least > 0.2
+    assert caught.value.least > 0.2 and "such as --input-shape 64,..." in str(caught.value)
+
+
+def test_filters_of_a_transposed_convolution_are_counted_along_its_outputs():
+    net = nn.Sequential(
+        *(nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1), nn.ReLU()),
+        *(nn.ConvTranspose2d(32, 12, 2, 2), nn.ReLU(), nn.Conv2d(12, 3, 1)),
+    )
+    lines = first_schedule(net, (X,), target="macs=0.3").text.splitlines()
+    place = next(number for number, line in enumerate(lines) if "4.weight" in line)
+    said = lines[place] if "filters" in lines[place] else lines[place - 1]
+    assert "12 filters" in said and "32 filters" not in said
+
+
+def test_small_shares_keep_two_digits():
+    assert str(Target("macs", 0.0243)) == "macs=0.024" and str(Target("size", 0.05)) == "size=0.05"
 
 
 def test_targets_that_ask_too_much_name_what_is_possible():
