@@ -162,6 +162,16 @@ def test_the_demo_ends_with_a_smaller_network(monkeypatch, tmp_path, capsys):
     out = capsys.readouterr().out
     rows = [line for line in out.splitlines() if "dense" in line or "thinned" in line]
     assert any("thinned" in row and "x)" in row for row in rows), out
+    assert out.count("== ") == 6 and "Epoch: [" not in out and len(out.splitlines()) < 120
+    page = (tmp_path / "logs" / Path(out.rpartition("page: ")[2].split()[0])).read_text()
+    for wanted in (
+        "Weight bits",
+        ">Activations<",
+        "Predicted and measured sizes",
+        "Accuracy against latency",
+        "demo_dense",
+    ):
+        assert wanted in page, wanted
 
 
 def test_direct_api_example_prunes(monkeypatch, capsys):

@@ -8,12 +8,14 @@ import pytest
 
 from distiller_ng.errors import ArgumentError
 from distiller_ng.reports.html import read_run, write_html_report
-from distiller_ng.reports.html.charts import Line, Point, line_chart, scatter_chart
+from distiller_ng.reports.html.charts import Line, Point, line_chart, scatter_chart, ticks
 from distiller_ng.reports.html.comparison import comparison
 from distiller_ng.reports.html.figures import headline, is_less_better
 from distiller_ng.reports.html.findings import findings
+from distiller_ng.reports.html.measured import measured
 from distiller_ng.reports.html.predicted import predicted_sizes
 from distiller_ng.reports.html.run_data import RunData, name_and_time
+from distiller_ng.reports.html.sections import run_sections
 
 
 def model(size: int, *, nonzero: int = 500, macs: int = 1000, at_bits: int | None = None) -> dict:
@@ -75,6 +77,36 @@ def test_a_model_that_was_sparse_before_is_compared_with_what_it_was():
     assert figure(run, "Non-zero parameters").change == "2.0x fewer"
 
 
+QUANTIZED = {
+    "export": {"paths": ["out/int8.onnx"], "bytes": 1024, "float_bytes": 4096},
+    "accuracy": {"model": {"top1": 90.0}, "file": {"top1": 88.5}},
+}
+
+
+def test_what_quantize_measured_counts_where_nothing_was_benchmarked():
+    run = RunData("run", {}, quantization=QUANTIZED)
+    found = figure(run, "Top-1 as deployed")
+    assert (found.before, found.after, found.change) == ("90.00 %", "88.50 %", "-1.50 points")
+    assert (figure(run, "File size").before, figure(run, "File size").after) == ("4.0 KiB", "1.0 KiB")
+
+
+def test_accuracy_of_measured_models():
+    def scores(*rows: dict, **others) -> list:
+        return [
+            row.top1 for row in measured(RunData("run", {"top1_after": 91.0}, benchmark={"rows": list(rows)}, **others))
+        ]
+
+    single, whole = {"name": "a.onnx", "precision": "int8"}, {"name": "a.onnx", "precision": "float32"}
+    assert scores({"name": "fp32"}, {"name": "int8.onnx"}, quantization=QUANTIZED) == [None, 88.5]
+    assert scores(whole) == [91.0] and scores(single) == [None]
+
+
+def test_models_without_accuracy_say_how_to_measure_it():
+    rows = [{"name": name, "latency": {"1": 1.0}} for name in "ab"]
+    (text,) = [html for title, _, html in run_sections(RunData("run", {}, benchmark={"rows": rows}), 2, "")][:1]
+    assert "benchmark --top1" in text
+
+
 # -- warnings ------------------------------------------------------------------------------------------------------------
 
 
@@ -87,6 +119,20 @@ def test_divergence_is_told_once():
 def test_a_run_that_stopped_at_once():
     run = run_of(status="stopped by RuntimeError", epochs_done=None)
     assert findings(run)[0].text.endswith("its state in its first epoch (stopped by RuntimeError).")
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after", "said"),
+    [
+        ("mse", 1.0, 1.2, ["mse rose from 1 to 1.2."]),
+        ("mse", 1.0, 1.04, []),
+        ("f1", 0.8, 0.7, ["f1 fell from 0.8 to 0.7."]),
+        ("depth", 1.0, 9.0, []),
+    ],
+)
+def test_other_results_that_became_worse(name, before, after, said):
+    run = run_of(metrics_before={name: before}, metrics_after={name: after})
+    assert [one.text for one in findings(run)] == said
 
 
 # -- names ---------------------------------------------------------------------------------------------------------------
@@ -117,6 +163,12 @@ def test_a_folder_that_is_named_twice_counts_once(tmp_path, monkeypatch):
     folder_of(tmp_path, "a")
     text = write_html_report(["a", tmp_path / "a", "./a/"], "page.html").read_text()
     assert "compared" not in text and "<h1>a</h1>" in text
+
+
+def test_a_folder_of_runs_says_which_there_are(tmp_path):
+    folder_of(tmp_path, "b"), folder_of(tmp_path, "a")
+    with pytest.raises(ArgumentError, match="These in it are: a, b"):
+        read_run(tmp_path)
 
 
 # -- comparison ----------------------------------------------------------------------------------------------------------
@@ -150,6 +202,12 @@ def test_what_was_achieved_in_an_epoch_holds_for_all_of_it():
     places = [place.split(",") for place in before]
     assert len(places) == 4 and places[1][0] == places[2][0] and places[0][1] == places[1][1]  # 0 to 1, then up
     assert len(after) == 3
+    alone = line_chart("x", [Line("a", [(1.0, 0.0), (2.0, 1.0)], steps="before")])
+    assert 'points="64.0,' in alone  # the axis is at 64
+
+
+def test_ticks_of_tiny_numbers():
+    assert ticks(0.0, 1e-20) == [0.0, 2e-21, 4e-21, 6e-21, 8e-21, 1e-20]
 
 
 # -- sizes that were predicted -------------------------------------------------------------------------------------------

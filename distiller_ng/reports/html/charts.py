@@ -64,7 +64,7 @@ def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
     first = math.ceil(low / step - 1e-9)
     last = math.floor(high / step + 1e-9)
-    return [round(number * step, 12) for number in range(first, last + 1)]
+    return [float(f"{number * step:.12g}") for number in range(first, last + 1)]
 
 
 def line_chart(
@@ -89,7 +89,7 @@ def line_chart(
     shown = [line for line in given if any(_is_finite(point) for point in line.points)]
     if not shown:
         return ""
-    flat = [point for line in shown for point in line.points if _is_finite(point)]
+    flat = [point for line in shown for point in _from_the_left(line) if _is_finite(point)]
     frame = Frame(flat, low=low, high=high, unit=unit)
     drawn = [frame.axes(x_label, y_label, unit), *(_drawn(line, frame) for line in shown)]
     return figure(title, "".join(drawn), _described(shown, unit, x_label), legend(shown))
@@ -210,7 +210,7 @@ def _drawn(line: Line, frame: Frame) -> str:
     said = f"<title>{escape(line.name)}: {last[1]:.4g} at {last[0]:.4g}</title>"
     dash = f' stroke-dasharray="{_DASHES[line.dash]}"' if line.dash else ""
     parts = []
-    for run in _runs(line.points):
+    for run in _runs(_from_the_left(line)):
         points = _steps(run, line.steps) if line.steps else _thinned(run, _MOST_FAINT if line.faint else _MOST_POINTS)
         if len(points) == 1:
             x, y = points[0]
@@ -244,9 +244,15 @@ def _runs(points: Curve) -> Iterator[Curve]:
         yield run
 
 
+def _from_the_left(line: Line) -> Curve:
+    """With the beginning of the epoch, from which on the first value holds."""
+    points = line.points
+    if line.steps != "before" or not _is_finite(points[0]):
+        return points
+    return [(math.ceil(points[0][0]) - 1.0, points[0][1]), *points]
+
+
 def _steps(points: Curve, kind: str) -> Curve:
-    if kind == "before":  # the first value holds from the beginning of its epoch
-        points = [(math.ceil(points[0][0]) - 1.0, points[0][1]), *points]
     found = points[:1]
     for (left, before), (x, y) in itertools.pairwise(points):
         if y != before or kind == "after":

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from distiller_ng.reports.html.charts import Line, Point, line_chart, scatter_chart
-from distiller_ng.reports.html.figures import accuracies, headline, is_less_better, measured
+from distiller_ng.reports.html.figures import accuracies, headline, is_less_better
+from distiller_ng.reports.html.measured import measured
 from distiller_ng.reports.html.parts import Cell, count_text, finite
 from distiller_ng.reports.html.run_data import RunData
 from distiller_ng.reports.html.sections import pareto_charts

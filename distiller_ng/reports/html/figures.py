@@ -9,19 +9,25 @@ from dataclasses import dataclass, replace
 from html import escape
 from typing import Any
 
-from distiller_ng.reports.html.parts import bytes_text, count_text, finite, milliseconds_text, percent_text, times_text
+from distiller_ng.reports.html.measured import Measured, machine_text, measured
+from distiller_ng.reports.html.parts import (
+    bytes_text,
+    count_text,
+    finite,
+    milliseconds_text,
+    part,
+    percent_text,
+    times_text,
+)
 from distiller_ng.reports.html.run_data import Curve, RunData
 
 __all__ = [
     "NOISE",
     "Figure",
-    "Measured",
     "accuracies",
     "cards",
     "headline",
     "is_less_better",
-    "machine_text",
-    "measured",
 ]
 
 #: Results that stand for accuracy where there is no top-1, in the order in which they are looked for.
@@ -46,59 +52,12 @@ class Figure:
     note: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """One row of a benchmark, with what of it is a number."""
-
-    name: str
-    runtime: str
-    precision: str
-    latency: Mapping[str, float]
-    speedup: Mapping[str, float]
-    file_bytes: float | None
-    peak_memory: float | None
-    top1: float | None
-    note: str
-
-
-def measured(run: RunData) -> list[Measured]:
-    """The rows of the run's benchmark."""
-    top1 = run.benchmark.get("top1")
-    scores = top1 if isinstance(top1, Mapping) else {}
-    return [
-        Measured(
-            str(row["name"]),
-            str(row.get("runtime") or ""),
-            str(row.get("precision") or ""),
-            _numbers(row.get("latency")),
-            _numbers(row.get("speedup")),
-            finite(row.get("file_bytes")) or None,
-            finite(row.get("peak_memory")),
-            finite(scores.get(row["name"])),
-            str(row.get("note") or ""),
-        )
-        for row in run.benchmark.get("rows") or []
-    ]
-
-
-def machine_text(run: RunData) -> str:
-    """``AMD EPYC, 1 of 2 threads, torch 2.13.0``."""
-    machine = run.benchmark.get("machine")
-    if not isinstance(machine, Mapping):
-        return ""
-    parts = [str(machine.get("cpu") or "unknown processor")]
-    if machine.get("threads"):
-        of = f" of {machine['cores']}" if machine.get("cores") else ""
-        parts.append(f"{machine['threads']}{of} threads")
-    return ", ".join(parts + ([f"torch {machine['torch']}"] if machine.get("torch") else []))
-
-
 def accuracies(run: RunData) -> tuple[str, float | None, float | None]:
     """What was measured, before and after: ``("Top-1 accuracy", 97.5, 96.9)``; None where it was not."""
     before, after = finite(run.summary.get("top1_before")), finite(run.summary.get("top1_after"))
     if after is not None or before is not None:
         return "Top-1 accuracy", before, after
-    firsts, lasts = _mapping(run.summary.get("metrics_before")), _mapping(run.summary.get("metrics_after"))
+    firsts, lasts = part(run.summary, "metrics_before"), part(run.summary, "metrics_after")
     for name in (*_SCORES, *lasts):
         if finite(lasts.get(name)) is not None:
             return name, finite(firsts.get(name)), finite(lasts.get(name))
@@ -169,11 +128,23 @@ def _deployed(run: RunData) -> Figure | None:
     """Accuracy of the last measured model, as it runs."""
     rows = measured(run)
     scored = [row for row in rows if row.top1 is not None]
+    if not rows:
+        return _quantized(run)
     if len(rows) < 2 or not scored or rows[-1].top1 is None:
         return None
     first = scored[0].top1 if scored[0].name != rows[-1].name else None
     figure = _scored("Top-1 as deployed", first, rows[-1].top1, lambda value: f"{value:.2f} %", " points")
     return replace(figure, note=_where(rows[-1]))
+
+
+def _quantized(run: RunData) -> Figure | None:
+    """Accuracy of the file that ``quantize`` wrote, where it was measured."""
+    scores = part(run.quantization, "accuracy")
+    before, after = (finite(part(scores, which).get("top1")) for which in ("model", "file"))
+    if after is None:
+        return None
+    figure = _scored("Top-1 as deployed", before, after, lambda value: f"{value:.2f} %", " points")
+    return replace(figure, note="the quantized file in its runtime; before: the model")
 
 
 def _scored(what: str, before: float | None, after: float, text: Callable[[float], str], unit: str) -> Figure:
@@ -213,6 +184,10 @@ def _baseline(rows: list[Measured], batch: str) -> Measured | None:
 
 def _file_size(run: RunData) -> Figure | None:
     rows = [row for row in measured(run) if row.file_bytes]
+    export = part(run.quantization, "export")
+    now, before = finite(export.get("bytes")), finite(export.get("float_bytes"))
+    if not rows and now and before:
+        return _sized("File size", before, now, "quantized; before: the same in floating point")
     if len(rows) < 2 or not rows[0].file_bytes or not rows[-1].file_bytes:
         return None
     return _sized("File size", rows[0].file_bytes, rows[-1].file_bytes, f"{rows[-1].name}; before: {rows[0].name}")
@@ -263,16 +238,7 @@ def _where(row: Measured) -> str:
 
 
 def _model(run: RunData) -> dict[str, Mapping[str, Any]]:
-    found = _mapping(run.summary.get("model"))
-    return {moment: _mapping(found.get(moment)) for moment in ("before", "after")}
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
-def _numbers(value: Any) -> dict[str, float]:
-    return {str(key): number for key, one in _mapping(value).items() if (number := finite(one)) is not None}
+    return {moment: part(part(run.summary, "model"), moment) for moment in ("before", "after")}
 
 
 def _as_size(text: str) -> float:

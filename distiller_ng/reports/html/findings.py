@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from distiller_ng.reports.html.figures import NOISE, accuracies, measured
+from distiller_ng.reports.html.figures import NOISE, accuracies, is_less_better
+from distiller_ng.reports.html.measured import measured
 from distiller_ng.reports.html.parts import finite, mappings, percent_text, shape_of
 from distiller_ng.reports.html.run_data import Curve, RunData
 
 __all__ = ["Finding", "findings", "is_off_plan", "warnings_box"]
 
 _DROP = 1.0  # percentage points of top-1
+_WORSE = 0.05  # of another result
 _OFF = 0.02  # of sparsity
 _DIVERGED = "the loss was not a finite number"  # how a recorder's own note begins
 
@@ -93,6 +95,11 @@ def _of_accuracy(run: RunData) -> Iterable[Finding]:
     name, before, after = accuracies(run)
     if before is not None and after is not None and name.startswith("Top") and before - after > _DROP:
         yield Finding(f"{name} fell by {before - after:.2f} points, from {before:.2f} % to {after:.2f} %.", True)
+    elif before is not None and after is not None and not name.startswith("Top"):
+        less = is_less_better(name)
+        worse = after - before if less else before - after
+        if less is not None and worse > _WORSE * abs(before):
+            yield Finding(f"{name} {'rose' if less else 'fell'} from {before:.4g} to {after:.4g}.", True)
     rows = measured(run)
     reference = next((row for row in rows if row.top1 is not None), None)
     for row in rows[1:]:

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 from distiller_ng.data_loggers.collecting import HISTOGRAMS_FILE, STATS_FILE
 from distiller_ng.data_loggers.quant_stats_file import load_quant_stats
-from distiller_ng.errors import ArgumentError, CalibrationError
+from distiller_ng.errors import ArgumentError, CalibrationError, listed
 from distiller_ng.reports.activation_histograms import collected_histograms
 from distiller_ng.reports.html.parts import finite
 
@@ -87,9 +87,11 @@ def read_run(folder: str | os.PathLike[str]) -> RunData:
     if summary and not _KNOWN & summary.keys():
         raise ArgumentError(f"{path / 'summary.json'} is not the summary of a run of ours")
     if not (summary or metrics.exists() or benchmark or activations):
+        runs = sorted(p.parent.name for kind in ("summary.json", "metrics.jsonl") for p in path.glob(f"*/{kind}"))
+        inside = f". These in it are: {listed(dict.fromkeys(runs))}" if runs else ""
         raise ArgumentError(
             f"{path} is no folder of a run: it has no summary.json, metrics.jsonl or benchmark.json. Runs of the "
-            "application and of distiller.record_run have"
+            f"application and of distiller.record_run have{inside}"
         )
     curves, sparsities, total = _curves(metrics)
     schedule = path / "schedule.yaml"

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from distiller_ng.reports.html.charts import Point, scatter_chart
-from distiller_ng.reports.html.figures import Measured, cards, headline, machine_text, measured
+from distiller_ng.reports.html.figures import cards, headline
 from distiller_ng.reports.html.findings import findings, is_off_plan, warnings_box
+from distiller_ng.reports.html.measured import Measured, machine_text, measured
 from distiller_ng.reports.html.parts import (
     Cell,
     bytes_text,
@@ -96,6 +97,9 @@ def _models(run: RunData, level: int) -> str:
     cells = [_model_row(row, batches) for row in rows]
     where = machine_text(run)
     said = f'<p class="soft small">Measured on {escape(where)}, models in turn; times are medians.</p>' if where else ""
+    if all(row.top1 is None for row in rows):
+        said += '<p class="small">Their accuracy was not measured: <code>benchmark --top1</code> or '
+        said += "<code>--evaluate</code> does, and draws it against latency and size.</p>"
     drawn = "".join(pareto_charts([(run, row) for row in rows], [run]))
     charts = f'<div class="charts">{drawn}</div>' if drawn else ""
     numbers = range(3, len(columns))
