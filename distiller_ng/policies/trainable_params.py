@@ -12,11 +12,14 @@ from distiller_ng.core.policy import Policy
 from distiller_ng.core.window import PolicyWindow
 from distiller_ng.errors import ArgumentError
 from distiller_ng.names import ParameterIndex
+from distiller_ng.policies._held import HeldValues
 from distiller_ng.policies._step_hooks import StepHooks
 from distiller_ng.policies.extensions import EXTENSIONS
 from distiller_ng.registry import RecipeTag
 
 __all__ = ["TrainableParams"]
+
+_HELD = HeldValues[bool]()
 
 
 @EXTENSIONS.register(
@@ -35,8 +38,8 @@ class TrainableParams(Policy):
 
     ``weights``: targets. ``trainable``: true or false; text is false if it contains an ``f`` or a ``0``, as in recipes.
     A parameter that is frozen loses its gradient, so that the optimizer leaves it alone (below DistributedDataParallel
-    that is all: the flag stays). A window that never ends
-    leaves what it set.
+    that is all: the flag stays). A window that never ends leaves what it set. Of several windows that are open the last
+    one counts.
 
     Source: SparseML's ``TrainableParamsModifier``. The first layer learns from epoch 10 on only::
 
@@ -86,7 +89,7 @@ class TrainableParams(Policy):
         self._is_over = True
         if ctx.window.end != float("inf"):
             for name, flag in (self._before or {}).items():
-                self._flag(ctx.parameters, name, flag)
+                self._flag(ctx.parameters, name, _HELD.release(ctx.parameters, id(self), name, flag))
         self._before = None
 
     def check(self, window: PolicyWindow, parameters: ParameterIndex) -> None:
@@ -102,8 +105,9 @@ class TrainableParams(Policy):
         """Restore :meth:`state_dict`, on the model too."""
         self._is_over = bool(state["is_over"])
         self._before = None if state["before"] is None else {n: bool(flag) for n, flag in state["before"].items()}
-        for name in self._before or () if self._index is not None else ():
-            self._flag(self._index, name, self.trainable)  # type: ignore[arg-type]
+        if self._index is not None:
+            _HELD.forget(self._index, id(self))
+            self._hold(self._index, self._before or {})
 
     @property
     def _drops(self) -> bool:
@@ -120,8 +124,12 @@ class TrainableParams(Policy):
             return
         names = ctx.parameters.select(self.weights, argument=("weights",))
         self._before = {name: ctx.parameters[name].requires_grad for name in names}
-        for name in names:
-            self._flag(ctx.parameters, name, self.trainable)
+        self._hold(ctx.parameters, self._before)
+
+    def _hold(self, parameters: ParameterIndex, before: dict[str, bool]) -> None:
+        for name, flag in before.items():
+            before[name] = _HELD.hold(parameters, id(self), name, self.trainable, flag)
+            self._flag(parameters, name, self.trainable)
 
     def _flag(self, parameters: ParameterIndex, name: str, value: bool) -> None:
         if self._drops:

@@ -48,6 +48,16 @@ def run(document):
     return net, optimizer, dict_config(net, optimizer, document)
 
 
+def two_windows():
+    document = schedule(0, 3)
+    document["extensions"]["more"] = {"class": "DropoutRate", "probability": 0.2}
+    document["extensions"]["again"] = document["extensions"]["freeze"]
+    document["policies"] += [
+        {"extension": {"instance_name": name}, "starting_epoch": 1, "ending_epoch": 5} for name in ("more", "again")
+    ]
+    return document
+
+
 OUTSIDE, INSIDE = (0.5, 0.3, True), (0.1, 0.1, False)
 
 
@@ -98,3 +108,24 @@ def test_the_functions_do_the_same_by_hand():
     distiller.directives.adjust_dropout(net, 0.1)
     distiller.directives.freeze_training(net, "0")
     assert (net[1].p, net[3].p, net[0].weight.requires_grad, net[2].weight.requires_grad) == (0.1, 0.1, False, True)
+
+
+BOTH = [INSIDE, *[(0.2, 0.2, False)] * 4, OUTSIDE, OUTSIDE]
+
+
+def test_windows_that_overlap_end_in_any_order():
+    assert train(*run(two_windows()), range(7)) == BOTH
+    document = two_windows()
+    document["policies"][0]["ending_epoch"] = document["policies"][1]["ending_epoch"] = 6  # the first one ends last
+    assert train(*run(document), range(7)) == [*BOTH[:5], INSIDE, OUTSIDE]
+
+
+@pytest.mark.parametrize("stop", [0, 1, 2, 3, 4])
+def test_overlapping_windows_go_on_after_a_resume(stop):
+    net, optimizer, scheduler = run(two_windows())
+    train(net, optimizer, scheduler, range(stop + 1))
+    again, other, resumed = run(two_windows())
+    again.load_state_dict(net.state_dict())
+    other.load_state_dict(optimizer.state_dict())
+    resumed.load_state_dict(scheduler.state_dict())
+    assert train(again, other, resumed, range(stop + 1, 7)) == BOTH[stop + 1 :]
