@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from distiller_ng.errors import ArgumentError, TargetError, did_you_mean
+from distiller_ng.errors import ArgumentError, TargetError, did_you_mean, listed, nearest
 
 __all__ = [
     "ALL",
@@ -37,6 +37,8 @@ ALL_PRUNABLE_WITH_EMBEDDINGS = "__ALL_PRUNABLE_WITH_EMBEDDINGS__"
 PATTERN_PREFIX = "re:"
 #: ``re:conv1(\.weight)?``: a parameter, or the weight of a module, as recipes name them.
 _WEIGHT_OF = re.compile(r"re:(?P<name>(?:\w|\\.)+)\(\\\.weight\)\?")
+#: What people call linear layers.
+_LINEAR_WORDS = ("fc", "dense", "proj", "classifier", "head", "lin", "out")
 _WRAPPER_PARTS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 _PRUNABLE_MODULES = (
     nn.Linear,
@@ -230,7 +232,29 @@ class ParameterIndex(Mapping[str, nn.Parameter]):
             return f"{target!r} is a module, not a parameter. Did you mean {inside[0]!r}?"
         if short in strip_wrappers(name for name, _ in self.model.named_buffers()):
             return f"{target!r} is a buffer, not a parameter. {did_you_mean(short, self)}"
-        return f"{target!r} matches no parameter of the model. {did_you_mean(short, self)}"
+        return f"{target!r} matches no parameter of the model. {self._near(short)}"
+
+    def _near(self, name: str) -> str:
+        """Names like it, else those of layers of the kind it speaks of, else those of all layers that can be pruned.
+
+        The ends of names, ``.weight`` in most, are left out of the comparison: they would make all of them alike.
+        """
+        path, _, leaf = name.rpartition(".")
+        ends = {other.rpartition(".")[0]: other for other in self if path and other.rpartition(".")[2] == leaf}
+        if not ends:
+            return did_you_mean(name, self)
+        close = [ends[one] for one in nearest(path, ends)] or self._of_kind(path, ends)
+        if close:
+            return f"Did you mean {' or '.join(repr(one) for one in close)}?"
+        prunable = [one for one in self.prunable() if one in ends.values()]
+        return f"Layers to prune: {listed(prunable)}" if prunable else did_you_mean(name, self)
+
+    def _of_kind(self, path: str, ends: Mapping[str, str]) -> list[str]:
+        """At most three of the parameters ``ends`` whose layers' class has the word that ``path`` ends in."""
+        word = re.sub(r"[\W\d_]", "", path.rpartition(".")[2].lower())
+        word = "linear" if word in _LINEAR_WORDS else word
+        kinds = {canonical_name(name): type(module).__name__.lower() for name, module in self.model.named_modules()}
+        return [one for end, one in ends.items() if word and word in kinds.get(end, "")][:3]
 
 
 def _compile(target: str, argument: Sequence[str | int]) -> re.Pattern[str]:

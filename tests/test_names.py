@@ -107,3 +107,27 @@ def test_modules_really_called_module_still_resolve():
     index = ParameterIndex(outer)
     assert index["weight"] is outer.weight
     assert index["module.weight"] is outer.module.weight
+
+
+class Classifier(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)
+        self.head = nn.Linear(2, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("linear.weight", "Did you mean 'head.weight'?"),
+        ("fc.weight", "Did you mean 'head.weight'?"),
+        ("conv.weight", "Did you mean 'conv1.weight'?"),
+        ("features.batchnorm.bias", "Did you mean 'bn1.bias'?"),
+        ("encoder.weight", "Layers to prune: conv1.weight, head.weight"),
+        ("head.wieght", "Did you mean 'head.weight' or"),
+    ],
+)
+def test_hints_look_at_layers_not_at_the_ends_of_names(name, hint):
+    with pytest.raises(TargetError) as caught:
+        ParameterIndex(Classifier()).match(name)
+    assert str(caught.value).startswith(f"{name!r} matches no parameter of the model. {hint}")

@@ -16,6 +16,7 @@ from distiller_ng.config.frontends.recipe.variables import RecipeArgs
 from distiller_ng.config.loader import Options, ScheduleLoader
 from distiller_ng.errors import Problem, ScheduleError
 from distiller_ng.graph.inputs import ExampleInputsLike
+from distiller_ng.knowledge_distillation._read_teachers import names_a_teacher
 
 __all__ = ["ScheduleCheck", "check_schedule"]
 
@@ -82,7 +83,7 @@ def check_schedule(
     )
     report = ScheduleLoader(subject, optimizer or _optimizer(subject), spec, options).review()
     notes = ["names and shapes were not checked: no model was given"] if model is None else []
-    if teachers is None and any(spec.section("distillers")):
+    if teachers is None and any(names_a_teacher(one.args) for one in spec.section("distillers")):
         notes.append("distillers were checked without their teachers")
     return ScheduleCheck(spec.source, _ordered(report.problems), _ordered(report.warnings), tuple(notes))
 

@@ -20,6 +20,7 @@ from distiller_ng.config.problems import Report
 from distiller_ng.config.spec import ComponentSpec
 from distiller_ng.errors import ArgumentError, ScheduleWarning, TargetError
 from distiller_ng.graph.inputs import ExampleInputsLike
+from distiller_ng.knowledge_distillation._read_teachers import names_a_teacher
 from distiller_ng.names import ParameterIndex
 
 __all__ = ["Builder", "located_warnings"]
@@ -83,7 +84,7 @@ class Builder:
         given = {name: value for name, value in spec.args.items() if name not in self.extra}
         given |= {name: value for name, value in self.extra.items() if name in found.arguments}
         written = check_arguments(found, given, spec.path, self.report)
-        if "teachers" in self.unknown and "teachers" in found.injected:
+        if "teachers" in self.unknown and "teachers" in found.injected and names_a_teacher(spec.args):
             return None
         injected = self._injected(found, spec)
         component = None

@@ -55,6 +55,7 @@ class Report:
     problems: list[Problem] = field(default_factory=list)
     warnings: list[Problem] = field(default_factory=list)
     read_warnings: int = field(init=False)
+    _seen: dict[int, set[tuple[int, int, str, str]]] = field(init=False, default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         self.read_warnings = len(self.warnings)
@@ -82,8 +83,14 @@ class Report:
         path = self.marks.written(path)
         mark = self.marks.of_key(path) if at_key else self.marks.of_value(path)
         note = problem(self.source, mark, path, message)
-        if note not in notes:
+        seen = self._seen.setdefault(id(notes), {_key(one) for one in notes})
+        if _key(note) not in seen:
+            seen.add(_key(note))
             notes.append(note)
+
+
+def _key(note: Problem) -> tuple[int, int, str, str]:
+    return note.line, note.column, note.path, note.message
 
 
 def emit(notes: Iterable[Problem]) -> None:

@@ -13,7 +13,7 @@ from distiller_ng.knowledge_distillation.own_teacher import OwnTeacher
 from distiller_ng.knowledge_distillation.teachers import TeacherSource
 from distiller_ng.names import unwrap
 
-__all__ = ["read_teachers"]
+__all__ = ["names_a_teacher", "read_teachers"]
 
 
 def read_teachers(
@@ -55,6 +55,15 @@ def read_teachers(
             )
         found.append(source)
     return found
+
+
+def names_a_teacher(arguments: Mapping[str, Any]) -> bool:
+    """Whether a distiller of these arguments has to be given models, or makes its teacher of the student itself."""
+    teacher = arguments.get("teacher")
+    if teacher is None:
+        return arguments.get("ema") is None
+    written = teacher if isinstance(teacher, list | tuple) else [teacher]
+    return not all(entry == "self" or (isinstance(entry, Mapping) and set(entry) == {"ema"}) for entry in written)
 
 
 def _source(

@@ -119,6 +119,14 @@ def test_distillers_are_read_without_their_teachers(folder, own, capsys):
     assert "has no argument 'teachr'. Did you mean 'teacher'" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("teacher", ["self", "{ema: 0.99}", "[self, {ema: 0.9}]"])
+def test_a_distiller_that_makes_its_teacher_needs_none(folder, own, capsys, teacher):
+    text = TAUGHT.replace("teacher: big", f"teacher: {teacher}").replace("distillation: 0.5", "distill: 0.5")
+    (folder / "kd.yaml").write_text(text)
+    assert main(["lint", "kd.yaml", *own]) == 0
+    assert capsys.readouterr().out == "kd.yaml: no problems\n"
+
+
 def test_teachers(folder, own, capsys):
     (folder / "kd.yaml").write_text(TAUGHT.replace("distillation: 0.5", "distill: 0.5"))
     assert main(["lint", "kd.yaml", *own, "--teacher", "big=tiny_net.py:TinyNet"]) == 0
