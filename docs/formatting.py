@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 import textwrap
@@ -59,7 +60,7 @@ def _markdown(doc: str | None) -> str:
             parts.append(f"```pycon\n{block}\n```")
             continue
         is_code = block.endswith("::")
-        parts.append(_prose(block[:-1] if is_code else block))
+        parts.append(_prose(block.removesuffix(" ::").removesuffix(":") if is_code else block))
     return "\n\n".join(parts)
 
 
@@ -72,8 +73,16 @@ def _fenced(code: str) -> str:
     """A block of code: samples of schedules carry the word by which ``tests/docs`` know how to check them."""
     if _UNBOUND_START.match(code):
         return f"```yaml unbound\n{code}\n```"
-    language = "yaml partial" if _SECTION_START.match(code) else "text"
+    language = "yaml partial" if _SECTION_START.match(code) else "py" if _is_python(code) else "text"
     return f"```{language}\n{code}\n```"
+
+
+def _is_python(code: str) -> bool:
+    """Whether it is a call; such samples have names of the reader's, so they are coloured and not run."""
+    try:
+        return any(isinstance(node, ast.Call) for node in ast.walk(ast.parse(code)))
+    except SyntaxError:
+        return False
 
 
 # -- arguments ---------------------------------------------------------------------------------------------------------

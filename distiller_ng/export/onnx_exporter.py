@@ -89,7 +89,7 @@ class OnnxExporter(Exporter):
     ``OnnxExporter().export(model, images, "model.onnx")`` returns a report whose ``model`` runs in ONNX Runtime::
 
         report = quantizer.convert("onnx", "model.onnx", images)
-        print(report)              # which layers compute with integers, and how far the file is from the model
+        print(report)  # which layers compute with integers, and how far the file is from the model
         scores = report.model(images)
 
     Options: :class:`OnnxOptions`.

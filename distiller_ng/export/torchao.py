@@ -56,9 +56,9 @@ class TorchaoExporter(Exporter):
     of ``Conv2d`` in floating point without a word. ::
 
         report = quantizer.convert("torchao", "net.pt2", images)
-        print(report)                                   # which layers compute with integers, and how many kernels run
+        print(report)  # which layers compute with integers, and how many kernels run
         scores = report.model(images)
-        model = load_torchao("net.pt2", batch_sizes=[128])   # elsewhere
+        model = load_torchao("net.pt2", batch_sizes=[128])  # elsewhere
 
     The file is an exported program with int8 weights; native code is made from it where it runs, which takes some ten
     seconds and a C++ compiler. Limits: x86 processors (with AVX512-VNNI or better); weights symmetric, of at most 8
