@@ -31,6 +31,7 @@ from distiller_ng.data_loggers import (
 from distiller_ng.errors import ArgumentError, DistillerError
 from distiller_ng.graph.inputs import ExampleInputs
 from distiller_ng.ops.files import write_text_atomically
+from distiller_ng.reports._plan_rehearsal import is_structural
 from distiller_ng.reports._plan_sizes import PredictedSizes
 from distiller_ng.reports.schedule_plan import schedule_plan
 from distiller_ng.reports.schedule_timeline import schedule_timeline
@@ -86,6 +87,8 @@ def predicted_sizes(
     is_sharded = any(hasattr(parameter, "full_tensor") for parameter in parameters)
     if is_sharded or sum(parameter.numel() for parameter in parameters) > _MOST_TO_COPY:
         return NO_SIZES
+    if any(is_structural(entry) for entry in scheduler.entries):
+        logger.info("Trying on copies of the model what the schedule removes, to predict sizes")
     try:
         plan = schedule_plan(scheduler, steps_per_epoch, epochs, predict=True, example_inputs=inputs)
     except DistillerError:  # told by keep_plan

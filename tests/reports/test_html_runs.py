@@ -10,6 +10,7 @@ from distiller_ng.errors import ArgumentError
 from distiller_ng.reports.html import read_run, write_html_report
 from distiller_ng.reports.html.charts import Line, Point, line_chart, scatter_chart, ticks
 from distiller_ng.reports.html.comparison import comparison
+from distiller_ng.reports.html.exits import exits_table
 from distiller_ng.reports.html.figures import headline, is_less_better
 from distiller_ng.reports.html.findings import findings
 from distiller_ng.reports.html.measured import measured
@@ -241,6 +242,26 @@ def test_outputs_that_are_quantized_in_training_have_rows(tmp_path):
     (tmp_path / "summary.json").write_text(json.dumps({"layers": [{"name": "fc.weight", "bits": 4, "sparsity": 0.0}]}))
     text = write_html_report([tmp_path], tmp_path / "page.html").read_text()
     assert 'relu</th><td class="number"></td><td class="number"></td><td class="number">6</td>' in text
+
+
+def test_early_exits():
+    rows = [
+        {"exit": 0, "share": 0.25, "top1": 99.0, "top1_alone": 80.0, "macs": 100},
+        {"exit": 1, "share": 0.75, "top1": None},
+    ]
+    found = {"rows": rows, "top1": 91.5, "macs": 850.0, "plain_macs": 1000}
+    text = exits_table(RunData("run", {"early_exit": found}), 3)
+    for wanted in (
+        "exit 0",
+        "the end",
+        "25.0 %",
+        "99.00 %",
+        "80.00 %",
+        "Together: top-1 91.50 %",
+        "15.0 % less than 1,000",
+    ):
+        assert wanted in text, wanted
+    assert exits_table(RunData("run", {"early_exit": {"rows": "x"}}), 3) == ""
 
 
 # -- odd files -----------------------------------------------------------------------------------------------------------

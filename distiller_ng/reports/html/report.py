@@ -41,6 +41,8 @@ def write_html_report(
     body = _one(found[0], heading) if len(found) == 1 else _several(found, heading)
     head = (
         '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+        # What a browser refuses, should a name or a schedule ever get through as markup: scripts, images, requests.
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
         f"<title>{escape(heading)}</title>"
     )
     page = (

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from distiller_ng.reports.html.charts import Point, scatter_chart
+from distiller_ng.reports.html.exits import exits_table
 from distiller_ng.reports.html.figures import cards, headline
 from distiller_ng.reports.html.findings import findings, is_off_plan, warnings_box
 from distiller_ng.reports.html.measured import Measured, machine_text, measured
@@ -287,6 +288,7 @@ def _reproduce(run: RunData, level: int) -> str:
 
 SECTIONS: Mapping[str, Callable[[RunData, int], str]] = {
     "Models in their runtimes": _models,
+    "Early exits": exits_table,
     "Training": _training,
     "The plan": _plan,
     "Layers": _layers,
