@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 L = pytest.importorskip("lightning.pytorch")  # an optional test group
@@ -108,6 +110,25 @@ def test_training_goes_on_from_a_checkpoint_of_the_last_minibatch(tmp_path):
     waiting = trainer(tmp_path, CompressionCallback(SCHEDULE, module="model", monitor={"min": "loss"}))
     with pytest.raises(LifecycleError, match="before the validation whose 'loss' the schedule needs"):
         waiting.fit(Module(), loader(), ckpt_path=tmp_path / "last.ckpt", weights_only=False)
+
+
+def test_a_run_is_recorded(tmp_path):
+    only_l1 = {"regularizers": SCHEDULE["regularizers"], "policies": [SCHEDULE["policies"][1]]}
+
+    def recorded(model, optimizer):
+        scheduler = distiller_ng.dict_config(model, optimizer, only_l1)
+        distiller_ng.record_run(tmp_path / "run", scheduler, schedule=only_l1)
+        return scheduler
+
+    trainer(tmp_path, CompressionCallback(recorded, module="model"), epochs=2).fit(Module(), loader())
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    batches = [(row["epoch"], row["completed"]) for row in rows if row.get("group") == "Performance/Training"]
+    assert batches == [(epoch, done) for epoch in (0, 1) for done in range(1, 7)]
+    first = next(row["metrics"] for row in rows if row.get("group") == "Performance/Training")
+    model, (inputs, labels) = network(), next(iter(loader()))
+    loss = nn.functional.cross_entropy(model(inputs), labels)
+    assert first["Objective Loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert first["Overall Loss"] == pytest.approx((loss + 0.05 * model[2].weight.abs().sum()).item(), rel=1e-5)
 
 
 def test_a_further_fit_of_the_trainer_goes_on_with_the_schedule(tmp_path):
