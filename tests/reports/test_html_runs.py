@@ -183,6 +183,14 @@ def test_a_run_keeps_its_number_and_colour():
     assert "Top-1 accuracy against MACs" in charts and "key-c2" in charts and "key-c1" not in charts
     assert '">3</span>small' in charts and "other" not in charts
     assert rows[1][columns.index("mse")] == "1"
+    stopped = [
+        runs[0],
+        run_of("stopped", status="stopped by OSError", warnings=["a"]),
+        run_of("told", warnings=["a", "b"]),
+    ]
+    columns, rows, _ = comparison(stopped, ["a", "b", "c"])
+    none, serious, some = (row[columns.index("Warnings")] for row in rows)
+    assert none is None and "1 serious" in serious.html and some.html == "2"
 
 
 def test_the_front_of_results_where_less_is_better():

@@ -7,6 +7,7 @@ from typing import Any
 
 from distiller_ng.reports.html.charts import Line, Point, line_chart, scatter_chart
 from distiller_ng.reports.html.figures import accuracies, headline, is_less_better
+from distiller_ng.reports.html.findings import findings
 from distiller_ng.reports.html.measured import measured
 from distiller_ng.reports.html.parts import Cell, count_text, finite
 from distiller_ng.reports.html.run_data import RunData
@@ -29,7 +30,7 @@ def comparison(runs: Sequence[RunData], anchors: Sequence[str]) -> tuple[list[st
         for name in names:
             one = by_name.get(name)
             cells.append(None if one is None else one.after + (f" ({one.change})" if one.change else ""))
-        rows.append([*cells, str(run.summary.get("schedule") or "")])
+        rows.append([*cells, _warned(run), str(run.summary.get("schedule") or "")])
     said = '<p class="soft small">In brackets: against the same run before compression.</p>'
     charts = [
         *pareto_charts([(run, row) for run in runs for row in measured(run)], runs),
@@ -37,7 +38,14 @@ def comparison(runs: Sequence[RunData], anchors: Sequence[str]) -> tuple[list[st
         *_curves(runs),
     ]
     drawn = "".join(chart for chart in charts if chart)
-    return ["Run", *names, "Schedule"], rows, said + (f'<div class="charts">{drawn}</div>' if drawn else "")
+    return ["Run", *names, "Warnings", "Schedule"], rows, said + (f'<div class="charts">{drawn}</div>' if drawn else "")
+
+
+def _warned(run: RunData) -> Cell | None:
+    """How many warnings a run has; those that say that it is not what it should be stand out."""
+    found = findings(run)
+    serious = sum(one.is_serious for one in found)
+    return Cell(f'<span class="bad">{serious} serious</span>') if serious else Cell(str(len(found))) if found else None
 
 
 def _link(name: str, anchor: str) -> Cell:
