@@ -27,9 +27,11 @@ from distiller_ng.export.verification import agreement_of
 from distiller_ng.graph._failures import MODEL_FAILURES
 from distiller_ng.graph.inputs import flat_tensors
 from distiller_ng.graph.trace import op_name
+from distiller_ng.names import unwrap
 from distiller_ng.ops.linear_quantization import LinearQuantMode, QuantizationParameters
 from distiller_ng.quantization.calibration_batches import CalibrationBatches, ModelInputs
 from distiller_ng.quantization.exporters import Agreement
+from distiller_ng.quantization.range_linear_output import OutputGrid
 
 __all__ = ["with_missing_grids"]
 
@@ -59,8 +61,8 @@ def with_missing_grids(
     """
     missing = MissingGrids(graph, conv_outputs=conv_outputs)
     if data is None:
-        if not missing.layers:
-            return graph
+        if not missing.layers or any(isinstance(module, OutputGrid) for module in unwrap(model).modules()):
+            return graph  # post-training quantizers looked at every activation: what they left is meant so
         note = (
             f"{_counted(len(missing.layers), 'layer')} with integer weights would compute with integers if "
             "activations around them were quantized: calibration_data=images (or batches; in a "

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from distiller_ng.errors import ArgumentError, ExportError, did_you_mean
 from distiller_ng.export.packed_contents import Contents, contents_of
-from distiller_ng.export.packed_encoding import Encoded, WeightGrid, encode
+from distiller_ng.export.packed_encoding import Encoded, WeightGrid, encode, short_entries
 from distiller_ng.export.packed_file import write_tensor_file
 from distiller_ng.names import canonical_name, unwrap
 from distiller_ng.ops.linear_quantization import LinearQuantMode, check_bits, quantized_range, scale_and_zero_point
@@ -109,8 +109,8 @@ def write_contents(contents: Contents, path: str | os.PathLike[str], *, coded: b
         if twice:
             raise ExportError(f"two tensors of the model would be stored as {sorted(twice)[0]!r}: rename one")
         stored |= one.tensors
-    entries = {name: one.entry for name, one in encoded.items()}
-    written = write_tensor_file(path, stored, {"kind": kind, "entries": entries, "structure": contents.structure})
+    description = {"kind": kind, "entries": short_entries(encoded), "structure": contents.structure}
+    written = write_tensor_file(path, stored, description)
     rows = tuple(_row(name, contents.tensors[name], one) for name, one in encoded.items())
     return PackedReport(written, rows, sum(row.dense_bytes for row in rows), written.stat().st_size)
 

@@ -18,7 +18,7 @@ the tensor itself before they are chosen.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,12 +29,15 @@ from distiller_ng.errors import CheckpointError
 from distiller_ng.export.packed_bits import pack_bits, unpack_bits
 from distiller_ng.ops.linear_quantization import QuantizationParameters, along_axis
 
-__all__ = ["Encoded", "WeightGrid", "decode", "encode", "grid_of_entry"]
+__all__ = ["Encoded", "WeightGrid", "decode", "encode", "full_entries", "grid_of_entry", "short_entries"]
 
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (*_FLOATS, *_INTEGERS)}
-_WORTH = 64  # bytes an encoding must save: its description in the header takes more than a tiny tensor
+_WORTH = 64  # bytes an encoding must save, for its entry in the description
+_PAIR = 192  # a mask and its values are two tensors, each with its place in safetensors' index and a checksum
+#: What entries do not say: most tensors are stored as they are, most grids have these.
+_USUAL: dict[str, Any] = {"axis": None, "group_size": None, "reciprocal": False, "masked": False}
 _SAMPLE = 4096
 
 
@@ -114,9 +117,26 @@ def encode(name: str, tensor: Tensor, grid: WeightGrid | None = None, *, coded: 
     if plain.dtype not in _DTYPES.values() or plain.numel() == 0:
         return best
     for candidate in _candidates(name, plain, grid, coded=coded):
-        if candidate.file_bytes + _WORTH <= best.file_bytes and _gives_back(name, candidate, plain):
+        least = _PAIR if candidate.entry["encoding"] == "mask" else _WORTH
+        if candidate.file_bytes + least <= best.file_bytes and _gives_back(name, candidate, plain):
             best = candidate
     return best
+
+
+def short_entries(encoded: Mapping[str, Encoded]) -> dict[str, dict[str, Any]]:
+    """Entries as a file keeps them: without tensors stored as they are, and without what is usual."""
+    return {
+        name: {key: value for key, value in one.entry.items() if key not in _USUAL or value != _USUAL[key]}
+        for name, one in encoded.items()
+        if one.entry["encoding"] != "dense"
+    }
+
+
+def full_entries(entries: Mapping[str, Mapping[str, Any]], stored: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Entries of :func:`short_entries` with all they say, and one for every other tensor of the file."""
+    full = {name: {**_USUAL, **entry} for name, entry in entries.items()}
+    whole = (name for name in stored if name.rpartition(":")[0] not in entries)
+    return full | {name: {"encoding": "dense"} for name in whole if name not in entries}
 
 
 def decode(name: str, entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tensor:

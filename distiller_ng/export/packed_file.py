@@ -25,7 +25,7 @@ from distiller_ng.ops.optional import require
 __all__ = ["FORMAT_VERSION", "TensorFile", "read_tensor_file", "write_tensor_file"]
 
 #: Version of the layout; a file of a newer one is refused.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _FORMAT = "distiller_ng"
 
 
@@ -57,8 +57,8 @@ def write_tensor_file(
         "format_version": str(FORMAT_VERSION),
         "library_version": library_version(),
         "environment": json.dumps(environment()),
-        "checksums": json.dumps({name: _checksum(tensor) for name, tensor in plain.items()}),
-        "description": json.dumps(description, allow_nan=False),
+        "checksums": json.dumps([_checksum(plain[name]) for name in sorted(plain)], separators=(",", ":")),
+        "description": json.dumps(description, allow_nan=False, separators=(",", ":")),
     }
     try:
         content = save(plain, metadata=header)
@@ -83,6 +83,8 @@ def read_tensor_file(path: str | os.PathLike[str]) -> TensorFile:
             header = dict(opened.metadata() or {})
             description, checksums = _read_header(file, header)
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
+            if isinstance(checksums, list):
+                checksums = dict(zip(sorted(tensors), checksums, strict=True))
     except (safetensors.SafetensorError, OSError, ValueError, RuntimeError, TypeError, RecursionError) as error:
         if isinstance(error, CheckpointError | ArgumentError):
             raise
@@ -91,7 +93,8 @@ def read_tensor_file(path: str | os.PathLike[str]) -> TensorFile:
     return TensorFile(os.fspath(path), tensors, description)
 
 
-def _read_header(file: Path, header: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _read_header(file: Path, header: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any] | list[Any]]:
+    """The description, and checksums: in the order of the tensors' names, in version 1 by name."""
     if header.get("format") != _FORMAT:
         raise CheckpointError(
             f"{file}: holds tensors, but no description by distiller_ng: load it with safetensors.torch.load_file"
@@ -103,7 +106,7 @@ def _read_header(file: Path, header: Mapping[str, str]) -> tuple[dict[str, Any],
             "newer distiller_ng"
         )
     parts = [json.loads(header.get(name, "null")) for name in ("description", "checksums")]
-    if not all(isinstance(part, dict) for part in parts):
+    if not isinstance(parts[0], dict) or not isinstance(parts[1], dict | list):
         raise CheckpointError(f"{file}: damaged: its description or its checksums are missing")
     return parts[0], parts[1]
 

@@ -14,7 +14,7 @@ from distiller_ng.checkpoint.contents import Checkpoint
 from distiller_ng.checkpoint.loading import restore
 from distiller_ng.checkpoint.record import CompressionRecord
 from distiller_ng.errors import ArgumentError, CheckpointError, DistillerError, listed
-from distiller_ng.export.packed_encoding import decode, grid_of_entry
+from distiller_ng.export.packed_encoding import decode, full_entries, grid_of_entry
 from distiller_ng.export.packed_file import TensorFile, read_tensor_file
 from distiller_ng.export.packed_layers import keep_packed_
 from distiller_ng.names import canonical_name, unwrap
@@ -76,7 +76,7 @@ def _parts(file: TensorFile) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]
     whole = isinstance(entries, dict) and all(isinstance(entry, dict) for entry in entries.values())
     if not whole or not isinstance(structure, dict):
         raise CheckpointError(f"{file.path}: damaged: it does not describe a model")
-    return cast(dict[str, dict[str, Any]], entries), structure
+    return full_entries(cast(dict[str, dict[str, Any]], entries), file.tensors), structure
 
 
 def _rebuilt(model: nn.Module, structure: Mapping[str, Any], path: str) -> nn.Module:

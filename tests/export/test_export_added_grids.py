@@ -213,3 +213,13 @@ def test_issues_say_how_to_get_the_rest():
 
 def test_names_at_the_top_level():
     assert distiller.quantize_qat_export is distiller.export.quantize_qat_export
+
+
+def test_post_training_quantization_needs_no_advice():
+    """It looked at every activation: the last layer's output is left in floating point on purpose."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    quantized = distiller.quantize(net, [torch.randn(8, 1, 6, 6) for _ in range(2)], effort="fast")
+    report = quantized.convert("onnx")
+    assert any(not row.is_quantized for row in report.layers)
+    assert not any("calibration_data" in note for note in report.notes)

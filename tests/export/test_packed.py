@@ -376,7 +376,7 @@ def entry(description, name="conv2.weight"):
         lambda d: d["structure"].update(record="x"),
         lambda d: d["structure"].update(frozen={"nowhere": ["weight"]}),
         lambda d: d["structure"].update(tied={"conv1.weight": "nowhere"}),
-        lambda d: d["entries"].pop("fc.bias"),
+        lambda d: d["entries"].pop("conv2.weight"),
         lambda d: [1, 2],
     ],
 )
@@ -385,6 +385,37 @@ def test_descriptions_that_lie(tmp_path, change):
     rewritten(path, change)
     with pytest.raises(CheckpointError):
         load_packed(net, path)
+
+
+def test_headers_say_what_is_not_usual(tmp_path):
+    from safetensors import safe_open
+
+    with safe_open(saved(tmp_path), "pt") as file:
+        header, names = dict(file.metadata()), sorted(file.keys())
+    entries = json.loads(header["description"])["entries"]
+    assert "bn1.weight" in names and "bn1.weight" not in entries  # stored as it is
+    assert all("group_size" not in entry for entry in entries.values())
+    assert len(json.loads(header["checksums"])) == len(names)
+    assert sum(len(text) for text in header.values()) < 1500
+
+
+def test_files_of_version_1_load(tmp_path):
+    from safetensors import safe_open
+
+    path = saved(tmp_path)
+    expected = load_packed(net, path)(images())
+    stored = load_file(path)
+    with safe_open(path, "pt") as file:
+        header = dict(file.metadata())
+    description = json.loads(header["description"])
+    usual = {"axis": None, "group_size": None, "reciprocal": False, "masked": False}
+    short = description["entries"]
+    whole = {name: {"encoding": "dense"} for name in stored if name.rpartition(":")[0] not in short}
+    description["entries"] = {name: {**usual, **entry} for name, entry in short.items()} | whole
+    sums = dict(zip(sorted(stored), json.loads(header["checksums"]), strict=True))
+    header |= {"description": json.dumps(description), "checksums": json.dumps(sums), "format_version": "1"}
+    save_file(stored, path, metadata=header)
+    assert torch.equal(load_packed(net, path)(images()), expected)
 
 
 def test_another_model(tmp_path):
