@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import copy
+import warnings
 from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import nn
 
-from distiller_ng.apputils.checkpoints import load_lean_checkpoint, load_schedule
+from distiller_ng.apputils.checkpoints import load_lean_checkpoint
 from distiller_ng.apputils.classifier_args import OPTIMIZERS
 from distiller_ng.apputils.classifier_exits import add_early_exit_arguments
 from distiller_ng.apputils.classifier_setup import make_optimizer
@@ -24,7 +25,8 @@ from distiller_ng.cli._places import check_folder_place
 from distiller_ng.cli._printing import add_json_argument, print_json, print_result, say
 from distiller_ng.cli._task import add_loss_argument, application_arguments, checked_file, given_task, log_to_stderr
 from distiller_ng.cli.base import COMMANDS, Command
-from distiller_ng.errors import ArgumentError
+from distiller_ng.config import file_config
+from distiller_ng.errors import ArgumentError, ScheduleWarning
 
 __all__ = ["TrainCommand"]
 
@@ -85,7 +87,7 @@ class TrainCommand(Command):
         group.add_argument("--out-dir", dest="output_dir", default="logs", metavar="DIR", help="parent folder (logs)")
         group.add_argument("--deterministic", action="store_true", help="the same results in every run")
         group.add_argument("--seed", type=whole(0), metavar="N", help="of all random generators, first weights too")
-        group.add_argument("--gpus", metavar="ID", help="use this GPU, e.g. 0 (default: the CPU)")
+        group.add_argument("--gpus", type=_gpu, metavar="ID", help="use this GPU, e.g. 0 (default: the CPU)")
         group.add_argument("--print-freq", type=whole(1), default=50, metavar="N", help="steps a log line (50)")
         group.add_argument("--verbose", action="store_true", help="log more, the sparsity table of each epoch too")
 
@@ -141,29 +143,39 @@ def _application(options: argparse.Namespace) -> ClassifierCompressor:
     args = application_arguments(options, given)
     args.kd_temp, args.kd_start_epoch, args.kd_teacher_wt = options.temperature, 0, 0.0
     args.kd_distill_wt, args.kd_student_wt = options.distill_weight, 1.0 - options.distill_weight
-    args.epochs = options.epochs or _length(options, given, task)
+    length = _rehearsed(options, given, task)
+    args.epochs = options.epochs or length
+    if not args.epochs:
+        raise _no_length(options)
     if task.loaders is not None:  # before the run has a folder
         check_fit(given.model, task.loaders, task.criterion or nn.CrossEntropyLoss())
     return ClassifierCompressor(args, Path.cwd(), task=task)
 
 
-def _length(options: argparse.Namespace, given: GivenModel, task: Task) -> int:
-    """How long the schedule is: of the file, or of the run that is resumed."""
+def _rehearsed(options: argparse.Namespace, given: GivenModel, task: Task) -> int | None:
+    """The length of the schedule, of the file or of the run that is resumed, after it was loaded onto a copy.
+
+    So what is wrong with it, the optimizer or the checkpoint is told before there is a folder and a log.
+    """
     source: str | None = options.compress
-    if source is None and options.resumed_checkpoint_path:
-        text = read_checkpoint(options.resumed_checkpoint_path).schedule_text
-        source = f"{text}\n" if text else None
-    if source is None:
-        raise ArgumentError("give --epochs: without a schedule nothing says how long to train")
+    if options.resumed_checkpoint_path:
+        text = read_checkpoint(checked_file(options.resumed_checkpoint_path, "--resume-from")).schedule_text
+        source = source or (f"{text}\n" if text else None)
     model = copy.deepcopy(given.model)  # a quantizer changes it when the schedule is loaded
     args = argparse.Namespace(opt="sgd", lr=options.lr, momentum=0.9, weight_decay=0.0)
+    optimizer = task.optimizer_for(model) or make_optimizer(args, model)
+    if source is None or (options.reset_optimizer and options.epochs and not options.compress):
+        return None
     example = task.inputs_for(model)
-    scheduler = load_schedule(
-        model, make_optimizer(args, model), source, teachers=task.teachers, example_inputs=example
-    )
-    if not scheduler.max_epochs:
-        raise ArgumentError("give --epochs: the schedule has no end")
-    return scheduler.max_epochs
+    with warnings.catch_warnings():  # of these the run itself speaks
+        warnings.simplefilter("ignore", ScheduleWarning)
+        return file_config(model, optimizer, source, teachers=task.teachers, example_inputs=example).max_epochs
+
+
+def _no_length(options: argparse.Namespace) -> ArgumentError:
+    given = options.compress or options.resumed_checkpoint_path
+    why = "the schedule has no end" if given else "without a schedule nothing says how long to train"
+    return ArgumentError(f"give --epochs: {why}")
 
 
 def _load_teachers(task: Task, options: argparse.Namespace) -> None:
@@ -176,6 +188,12 @@ def _load_teachers(task: Task, options: argparse.Namespace) -> None:
         if name not in task.teachers:
             raise ArgumentError(f"--teacher-checkpoint {text}: there is no --teacher {name}=...")
         load_lean_checkpoint(task.teachers[name], checked_file(path, "--teacher-checkpoint"))
+
+
+def _gpu(text: str) -> str:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not the number of a GPU, e.g. 0")
+    return text
 
 
 def _share(text: str) -> float:

@@ -297,6 +297,8 @@ def test_what_is_found_while_training(capsys, function, said):
         (["--epochs", "1", "--model", "nothing.py:Net"], "there is no file 'nothing.py'"),
         (["--epochs", "1", "--checkpoint", "no.pth.tar"], "--checkpoint: there is no file"),
         (["--epochs", "1", "--resume-from", "no.pth.tar"], "no.pth.tar"),
+        (["--epochs", "1", "--resume-from", "novel_net.py"], "damaged, or not a checkpoint at all"),
+        (["wrong.yaml", "--epochs", "1"], "wrong.yaml:1:22: pruners.p.class: unknown pruner class 'Nope'"),
         (["--epochs", "1", "--checkpoint", "a", "--resume-from", "b"], "leave one of them out"),
         (["--epochs", "1", "--reset-optimizer"], "goes with --resume-from"),
         (["--epochs", "1", "--loss", "novel_net.py:nope"], "there is no 'nope' in it"),
@@ -308,11 +310,15 @@ def test_what_is_found_while_training(capsys, function, said):
         (["--epochs", "1", "--earlyexit_lossweights", "0.3"], "this model has no exits"),
     ],
 )
-def test_wrong_trainings(capsys, arguments, said):
+def test_wrong_trainings(folder, capsys, arguments, said):
     own = OWN if "--model" not in arguments else OWN[2:]
+    (folder / "wrong.yaml").write_text(
+        "pruners: {p: {class: Nope}}\npolicies: [{pruner: {instance_name: p}, epochs: [0]}]\n"
+    )
     assert main(["train", *own, *arguments]) == 1
     out, err = capsys.readouterr()
     assert out == "" and said in err.splitlines()[-1] and "Traceback" not in err, err
+    assert len(err.splitlines()) == 1 or said in ("several teachers", "this model has no exits")  # after the log began
 
 
 def test_data_must_be_named(capsys):
