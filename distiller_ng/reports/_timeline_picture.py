@@ -75,9 +75,11 @@ def _draw_bars(axes: Any, timeline: ScheduleTimeline) -> None:
         axes.broken_barh(bars, (number - 0.35, 0.7), facecolor=color)
         label = f"{row.kind}: {row.mark}" if row.mark else row.kind
         if row.active:
-            start = min(row.active[0][0] + epochs / 150, 0.66 * epochs)
+            start, side = row.active[0][0] + epochs / 150, "left"
+            if start > 0.7 * epochs:  # no room for words up to the edge: they end there
+                start, side = epochs - epochs / 150, "right"
             box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.75}
-            axes.text(start, number, label, va="center", fontsize="small", color="black", bbox=box)
+            axes.text(start, number, label, ha=side, va="center", fontsize="small", color="black", bbox=box)
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
 
@@ -93,7 +95,7 @@ def _draw_curves(axes: Any, timeline: ScheduleTimeline) -> None:
         _draw_steps(axes, curve.values, timeline.epochs, label, _LINES[number % len(_LINES)])
     more = f", {len(curves) - _MOST_CURVES} more not drawn" if len(curves) > _MOST_CURVES else ""
     axes.set(ylabel="sparsity", ylim=(-0.03, 1.03))
-    axes.legend(loc="best", fontsize="x-small", title=more.lstrip(", ") or None, title_fontsize="x-small")
+    _legend(axes, 2, title=more.lstrip(", ") or None, title_fontsize="x-small")
 
 
 def _draw_sizes(axes: Any, timeline: ScheduleTimeline) -> None:
@@ -113,7 +115,7 @@ def _draw_sizes(axes: Any, timeline: ScheduleTimeline) -> None:
         ending = "" if len(known) == len(timeline.sizes) else f" (not known from epoch {end:g} on)"
         _draw_steps(axes, known, end, label + ending, _LINES[number])
     axes.set(ylabel="% of now", ylim=(-3, 108))
-    axes.legend(loc="best", fontsize="x-small")
+    _legend(axes, 4)
 
 
 def _draw_rates(axes: Any, timeline: ScheduleTimeline) -> None:
@@ -132,6 +134,12 @@ def _draw_rates(axes: Any, timeline: ScheduleTimeline) -> None:
     axes.set(ylabel="learning rate")
     if timeline.other_rates:
         axes.legend(loc="best", fontsize="x-small")
+
+
+def _legend(axes: Any, columns: int, **options: Any) -> None:
+    """Above the panel, where no line can be behind it."""
+    where = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.2}
+    axes.legend(fontsize="x-small", ncols=columns, frameon=False, **where, **options)
 
 
 def _draw_steps(axes: Any, points: Sequence[tuple[float, float]], end: float, label: str, color: str) -> None:

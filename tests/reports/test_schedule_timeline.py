@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch import nn
 
 from distiller_ng.config import dict_config, file_config
 from distiller_ng.policies.lr import LRPolicy
-from distiller_ng.reports import schedule_plan, schedule_timeline
+from distiller_ng.reports import _timeline_picture, schedule_plan, schedule_timeline
+from distiller_ng.reports._plan_curves import Curve
+from distiller_ng.reports.schedule_timeline import PolicyTimeline, ScheduleTimeline
 
 STEPS = 4
 
@@ -193,3 +196,21 @@ def test_low_rank_layers_are_predicted():
     assert plan.policies[0].kind == "thinning"
     assert [(row.epoch, row.parameters, row.macs) for row in plan.sizes] == [(0, 72, 64), (1, 40, 32)]
     assert isinstance(model[0], nn.Linear)
+
+
+def test_words_stay_on_their_bars_and_legends_off_the_lines():
+    """A bar near the end has its words inside; legends are above their panels."""
+    starts = {"a": 10, "b": 14}
+    rows = [PolicyTimeline(name, ((at, 15.0),), kind="quantization", mark="W8") for name, at in starts.items()]
+    axes = Figure().subplots()
+    _timeline_picture._draw_bars(axes, ScheduleTimeline(15, tuple(rows)))
+    early, late = axes.texts
+    assert early.get_ha() == "left" and early.get_position()[0] == pytest.approx(10.1)
+    assert late.get_ha() == "right" and late.get_position()[0] == pytest.approx(14.9)
+    figure = Figure(layout="constrained")
+    axes = figure.subplots()
+    curve = Curve("sparsity", ("c.weight",), ((0.0, 0.0), (3.0, 0.5)))
+    pruned = PolicyTimeline("p", ((0.0, 15.0),), kind="pruning", curves=(curve,))
+    _timeline_picture._draw_curves(axes, ScheduleTimeline(15, (pruned,)))
+    figure.draw_without_rendering()
+    assert axes.get_legend().get_window_extent().y0 >= axes.get_window_extent().y1
