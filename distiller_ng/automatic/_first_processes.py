@@ -14,6 +14,7 @@ from distiller_ng.automatic.candidates import Candidates, LayerChoice
 from distiller_ng.errors import ArgumentError
 from distiller_ng.graph.inputs import ExampleInputs
 from distiller_ng.ops.scores import Scores, as_scores
+from distiller_ng.ops.worker_processes import end_with_parent
 
 __all__ = ["measure_in_processes"]
 
@@ -41,6 +42,7 @@ _STATE: dict[str, Any] = {}  # of a worker process: what it was started with
 
 
 def _start(model: torch.nn.Module, inputs: ExampleInputs, group: str, test: Any, threads: int) -> None:
+    end_with_parent()
     torch.set_num_threads(threads)
     _STATE.update(candidates=Candidates(model, inputs, group=group), test=test)
 

@@ -18,6 +18,7 @@ from distiller_ng.automatic._search_space import Genome, SearchSpace
 from distiller_ng.automatic.candidates import Candidates
 from distiller_ng.errors import ArgumentError
 from distiller_ng.ops.scores import Scores, as_scores
+from distiller_ng.ops.worker_processes import end_with_parent
 
 __all__ = ["Evaluate", "Evaluator"]
 
@@ -84,6 +85,7 @@ _STATE: dict[str, Evaluator] = {}  # of a worker process: what it was started wi
 
 
 def _start(given: Evaluator, threads: int) -> None:
+    end_with_parent()
     torch.set_num_threads(threads)
     _STATE["evaluator"] = given
 

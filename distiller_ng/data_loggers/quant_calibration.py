@@ -25,6 +25,8 @@ __all__ = ["QuantCalibrationStatsCollector"]
 
 logger = logging.getLogger(__name__)
 
+_ATTENDED = 3  # query, key, value
+
 
 @dataclass(slots=True)
 class _ModuleStatistics:
@@ -141,6 +143,8 @@ class QuantCalibrationStatsCollector(ActivationStatsCollector):
     def before(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Record the inputs."""
         tensors = input_tensors(args, kwargs)
+        if isinstance(module, nn.MultiheadAttention):  # what follows are masks, whose -inf is meant
+            tensors = [(position, tensor) for position, tensor in tensors if position < _ATTENDED]
         is_function = isinstance(module, FunctionModule)
         if self._guard is not None and not is_function:
             self._guard.remember(name, [tensor for _, tensor in tensors])

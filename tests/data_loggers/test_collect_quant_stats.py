@@ -295,6 +295,13 @@ def test_keyword_arguments_numbers_splits_and_recurrent_layers():
     assert list(stats["attention"]["inputs"]) == [0, 1, 2] and "attention.out_proj" not in stats
 
 
+def test_masks_of_attention_are_no_activations():
+    layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True).eval()
+    x, padding = torch.randn(2, 3, 4), torch.tensor([[False, False, True], [False, False, False]])
+    stats = collect_quant_stats(layer, lambda model: model(x, src_key_padding_mask=padding))  # -inf where it is True
+    assert list(stats["self_attn"]["inputs"]) == [0, 1, 2]
+
+
 def test_shared_modules_and_wrappers():
     class Twice(nn.Module):
         def __init__(self):

@@ -14,6 +14,7 @@ from torch import nn
 
 from distiller_ng.errors import ArgumentError
 from distiller_ng.ops.scores import Scores
+from distiller_ng.ops.worker_processes import end_with_parent
 from distiller_ng.reports.sensitivity.measuring import Cell, TestFunction, measure
 
 __all__ = ["gather", "measure_in_processes", "rank_and_world"]
@@ -62,6 +63,7 @@ _STATE: dict[str, Any] = {}  # of a worker process: what it was started with
 
 
 def _start(model: nn.Module, test_func: Any, threads: int) -> None:
+    end_with_parent()
     torch.set_num_threads(threads)
     _STATE.update(model=model, test_func=test_func)
 
