@@ -9,8 +9,8 @@ from collections.abc import Callable
 __all__ = ["above_zero", "fraction", "whole"]
 
 
-def whole(least: int) -> Callable[[str], int]:
-    """A ``type=`` for argparse: a whole number from ``least`` on; ``whole(1)("0")`` is refused."""
+def whole(least: int, most: float = math.inf) -> Callable[[str], int]:
+    """A ``type=`` for argparse: a whole number from ``least`` to ``most``; ``whole(1)("0")`` is refused."""
 
     def read(text: str) -> int:
         try:
@@ -19,6 +19,8 @@ def whole(least: int) -> Callable[[str], int]:
             raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
         if value < least:
             raise argparse.ArgumentTypeError(f"must be a whole number from {least} on, got {text}")
+        if value > most:
+            raise argparse.ArgumentTypeError(f"must be at most {most:,}, got {text}")
         return value
 
     return read

@@ -17,6 +17,7 @@ from distiller_ng.cli._numbers import above_zero, whole
 from distiller_ng.cli._places import check_file_place
 from distiller_ng.cli._printing import add_json_argument, print_json, print_result, print_text, say
 from distiller_ng.cli.base import COMMANDS, Command
+from distiller_ng.config.policies import MAX_EPOCH
 from distiller_ng.errors import ArgumentError, DatasetError
 
 __all__ = ["InitCommand"]
@@ -47,7 +48,9 @@ class InitCommand(Command):
         )
         names = "; ".join(f"{name}: {one.what}" for name, one in TECHNIQUES.items())
         parser.add_argument("--technique", metavar="NAME", help=f"default: what fits the target. {names}")
-        parser.add_argument("--epochs", type=whole(1), default=20, metavar="N", help="of the training (default: 20)")
+        parser.add_argument(
+            "--epochs", type=whole(1, MAX_EPOCH), default=20, metavar="N", help="of the training (default: 20)"
+        )
         parser.add_argument("-o", "--output", metavar="FILE", help="write it there (default: standard output)")
         parser.add_argument("--force", action="store_true", help="overwrite FILE")
         add_evaluate_argument(

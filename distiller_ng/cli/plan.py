@@ -14,6 +14,7 @@ from distiller_ng.cli._places import check_file_place
 from distiller_ng.cli._printing import add_json_argument, print_json, print_result, writes_unicode
 from distiller_ng.cli.base import COMMANDS, Command
 from distiller_ng.config import file_config
+from distiller_ng.config.policies import MAX_EPOCH
 from distiller_ng.reports.schedule_plan import SchedulePlan, notes_text, schedule_plan
 from distiller_ng.reports.schedule_timeline import ScheduleTimeline, schedule_timeline
 
@@ -35,7 +36,9 @@ class PlanCommand(Command):
     def configure(self, parser: argparse.ArgumentParser) -> None:
         """``plan FILE model [--epochs N] [--steps-per-epoch N] [--lr LR] [--picture PATH] [--details] [--json]``."""
         parser.add_argument("file", metavar="FILE", help="a schedule (.yaml) or a recipe (.yaml, .md)")
-        parser.add_argument("--epochs", type=whole(1), metavar="N", help="length of the run (default: of the schedule)")
+        parser.add_argument(
+            "--epochs", type=whole(1, MAX_EPOCH), metavar="N", help="length of the run (default: of the schedule)"
+        )
         parser.add_argument(
             "--steps-per-epoch", type=above_zero, default=100.0, metavar="N", help="optimizer steps (default: 100)"
         )

@@ -18,6 +18,7 @@ from distiller_ng.cli._places import PICTURES, check_file_place
 from distiller_ng.cli._printing import add_json_argument, print_json, print_result, print_text
 from distiller_ng.cli._ranks import progress_of, ranks
 from distiller_ng.cli.base import COMMANDS, Command
+from distiller_ng.config.policies import MAX_EPOCH
 from distiller_ng.errors import ArgumentError
 from distiller_ng.names import ALL_PRUNABLE
 from distiller_ng.ops.files import write_text_atomically
@@ -71,7 +72,9 @@ class SearchCommand(Command):
         parser.add_argument("--results-file", metavar="PATH", help="JSON to go on from after an interruption")
         parser.add_argument("--processes", type=whole(1), default=1, metavar="N", help="that many evaluate at once")
         parser.add_argument("-o", "--output", metavar="FILE", help="write a schedule with what was found")
-        parser.add_argument("--epochs", type=whole(2), default=20, metavar="N", help="of the schedule (default: 20)")
+        parser.add_argument(
+            "--epochs", type=whole(2, MAX_EPOCH), default=20, metavar="N", help="of the schedule (default: 20)"
+        )
         parser.add_argument("--force", action="store_true", help="overwrite FILE")
         parser.add_argument("--picture", metavar="PATH", help="draw accuracy over cost to this .png or .svg")
         add_json_argument(parser)

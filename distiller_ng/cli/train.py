@@ -26,6 +26,7 @@ from distiller_ng.cli._printing import add_json_argument, print_json, print_resu
 from distiller_ng.cli._task import add_loss_argument, application_arguments, checked_file, given_task, log_to_stderr
 from distiller_ng.cli.base import COMMANDS, Command
 from distiller_ng.config import file_config
+from distiller_ng.config.policies import MAX_EPOCH
 from distiller_ng.errors import ArgumentError, ScheduleWarning
 
 __all__ = ["TrainCommand"]
@@ -49,7 +50,10 @@ class TrainCommand(Command):
         """``train [SCHEDULE] model data [--epochs N] [--lr LR] [--opt O] [--resume-from PATH] [--name N] [--json]``."""
         parser.add_argument("compress", metavar="SCHEDULE", nargs="?", help="a schedule or recipe (default: none)")
         parser.add_argument(
-            "--epochs", type=whole(1), metavar="N", help="in all, from the run's beginning (default: the schedule's)"
+            "--epochs",
+            type=whole(1, MAX_EPOCH),
+            metavar="N",
+            help="in all, from the run's beginning (default: the schedule's)",
         )
         parser.add_argument("--lr", type=above_zero, default=0.1, metavar="LR", help="learning rate (default: 0.1)")
         parser.add_argument("--opt", choices=OPTIMIZERS, default="sgd", help="optimizer (default: sgd)")

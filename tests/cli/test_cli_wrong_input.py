@@ -156,3 +156,10 @@ def test_one_process_under_torchrun_works(folder, capsys, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert main(["lint", "agp.yaml"]) == 0
     assert "agp.yaml" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["init", "plan", "search", "train"])
+def test_runs_longer_than_schedules_can_be_are_refused(capsys, command):
+    with pytest.raises(SystemExit):
+        main([command, "agp.yaml", "--epochs", "1000000000"])
+    assert "--epochs: must be at most 1,000,000, got 1000000000" in capsys.readouterr().err
