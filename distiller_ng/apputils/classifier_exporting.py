@@ -9,9 +9,10 @@ import logging
 import os
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import nn
 
 from distiller_ng.errors import ArgumentError
+from distiller_ng.graph.inputs import ExampleInputsLike
 from distiller_ng.ops.modules import make_non_parallel_copy
 from distiller_ng.quantization.exporters import export_model
 from distiller_ng.quantization.integer_models import BACKENDS
@@ -37,7 +38,10 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def converted_model(
-    model: nn.Module, example: Tensor, args: argparse.Namespace, folder: str | os.PathLike[str] | None = None
+    model: nn.Module,
+    example: ExampleInputsLike,
+    args: argparse.Namespace,
+    folder: str | os.PathLike[str] | None = None,
 ) -> nn.Module:
     """The quantized ``model`` computing with real integers, for ``--qe-pytorch-backend``.
 

@@ -10,17 +10,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from distiller_ng.apputils.classifier_activations import acts_quant_stats_collection
-from distiller_ng.apputils.classifier_batches import Criterion
+from distiller_ng.apputils.classifier_batches import Criterion, run_model, to_device, unpacked
+from distiller_ng.apputils.classifier_batches import loss_of as loss_of_batch
+from distiller_ng.apputils.classifier_exits import OutputReader
 from distiller_ng.apputils.classifier_exporting import converted_model
 from distiller_ng.apputils.classifier_loops import Loggers, Scores, load_data, test
 from distiller_ng.apputils.classifier_loops import evaluate_model as evaluate_as_it_is
 from distiller_ng.checkpoint import save_checkpoint
 from distiller_ng.core.scheduler import CompressionScheduler
 from distiller_ng.errors import ArgumentError, listed
+from distiller_ng.graph.inputs import ExampleInputsLike, as_example_inputs, with_batch
 from distiller_ng.names import unwrap
 from distiller_ng.ops.modules import make_non_parallel_copy, model_device
 from distiller_ng.quantization.base import quantization_of
@@ -158,7 +160,8 @@ def quantize_and_test_model(
         wanted.qe_stats_file = acts_quant_stats_collection(
             quantized, criterion, loggers, args, calibration_loader, save_to_file=folder is not None, logdir=folder
         )
-    example = _one_batch(test_loader)[:1].to(model_device(quantized))
+    batch = _one_batch(test_loader)
+    example = with_batch(as_example_inputs(to_device(batch, model_device(quantized))), 1)
     quantizer = PostTrainLinearQuantizer.from_args(quantized, wanted)
     if getattr(args, "qe_lapq", False):
         lapq_search(quantizer, example, criterion, args, loader=calibration_loader)
@@ -166,7 +169,7 @@ def quantize_and_test_model(
         quantizer.prepare_model(example)
     tested = quantized
     if getattr(args, "qe_convert_pytorch", False):
-        tested = converted_model(quantized.cpu(), _one_batch(test_loader), args, folder)
+        tested = converted_model(quantized.cpu(), batch, args, folder)
     scores = test(test_loader, tested, criterion, loggers, args=args)
     if folder is not None:
         name = f"{args.name}_quantized" if getattr(args, "name", None) else "quantized"
@@ -179,7 +182,7 @@ def quantize_and_test_model(
 
 def lapq_search(
     quantizer: PostTrainLinearQuantizer,
-    dummy_input: Tensor,
+    dummy_input: ExampleInputsLike,
     criterion: Criterion,
     args: argparse.Namespace,
     *,
@@ -196,9 +199,12 @@ def lapq_search(
 
     def loss_of(model: nn.Module) -> float:
         device, total, count = model_device(model), 0.0, 0
-        for images, target in batches:
-            total += len(images) * float(criterion(model(images.to(device)), target.to(device)))
-            count += len(images)
+        outputs_of = OutputReader(model, criterion)
+        for batch in batches:
+            inputs, target = unpacked(batch, "validation")
+            output = outputs_of(run_model(model, to_device(inputs, device), "validation"))[-1]
+            total += len(target) * float(loss_of_batch(criterion, output, target.to(device)))
+            count += len(target)
         return total / count
 
     seed = getattr(args, "seed", None) or 0
@@ -206,7 +212,7 @@ def lapq_search(
     return model
 
 
-def _one_batch(loader: Any) -> Tensor:
+def _one_batch(loader: Any) -> Any:
+    """The inputs of the first batch: a tensor, or a tuple or mapping of them."""
     batches: Iterator[Any] = iter(loader)
-    images = next(batches)[0]
-    return images if isinstance(images, Tensor) else torch.as_tensor(images)
+    return unpacked(next(batches), "test")[0]

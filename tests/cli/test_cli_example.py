@@ -140,3 +140,11 @@ def test_loaders_give_the_example(text, capsys):
 )
 def test_wrong_examples(text, capsys, arguments, said):
     fails_with(capsys, ["export", "--to", "onnx", *MODEL, *arguments, "-o", "net.onnx"], said)
+
+
+def test_statistics_and_a_quantized_copy(text, capsys):
+    data = [*MODEL, "--loaders", "textnet.py:loaders"]
+    assert main(["calibrate", *data, "-o", "stats.yaml"]) == 0
+    capsys.readouterr()
+    found = results(capsys, ["evaluate", *data, "--quantize-eval", "--qe-stats-file", "stats.yaml"])
+    assert found["quantized"] and abs(found["top1"] - results(capsys, ["evaluate", *data])["top1"]) <= 7
