@@ -69,12 +69,6 @@ def accuracy(model):
     return 100 * (logits.argmax(1) == labels).float().mean().item()
 """
 MODEL = ["--model", "textnet.py:Pooled"]
-SCHEDULE = """\
-pruners:
-  fine: {class: MagnitudePruner, init_sparsity: 0.0, final_sparsity: {0.5: [wide.weight]}}
-policies:
-  - {pruner: {instance_name: fine}, starting_epoch: 0, ending_epoch: 2, frequency: 1}
-"""
 
 
 @pytest.fixture
