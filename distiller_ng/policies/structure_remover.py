@@ -166,7 +166,9 @@ class FilterRemover(StructureRemover):
 
 @EXTENSIONS.register("ChannelRemover")
 class ChannelRemover(StructureRemover):
-    """Distiller's other name of :class:`StructureRemover`; ``thinning_func_str`` decides what is removed::
+    """Distiller's other name of :class:`StructureRemover`; ``thinning_func_str`` decides what is removed.
+
+    Channels of zeros go at the beginning of epoch 30::
 
     extensions:
       net_thinner:
