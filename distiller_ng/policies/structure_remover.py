@@ -170,11 +170,11 @@ class ChannelRemover(StructureRemover):
 
     Channels of zeros go at the beginning of epoch 30::
 
-    extensions:
-      net_thinner:
-        class: ChannelRemover
-        thinning_func_str: remove_channels
-    policies:
-      - extension: {instance_name: net_thinner}
-        epochs: [30]
+        extensions:
+          net_thinner:
+            class: ChannelRemover
+            thinning_func_str: remove_channels
+        policies:
+          - extension: {instance_name: net_thinner}
+            epochs: [30]
     """
