@@ -17,6 +17,7 @@ from distiller_ng.export._automatic_choices import (
     depthwise_layers,
     float_operators,
     output_layers,
+    recurrent_layers,
 )
 from distiller_ng.export._automatic_trial import (
     Outcome,
@@ -111,7 +112,9 @@ class _Search:
         return collect_quant_stats(model, lambda model: self.calibration.run(model), histograms=True)
 
     def _leave_in_floating_point(self, stats: dict[str, Any]) -> None:
+        self.floating |= recurrent_layers(self.base)
         if self.settings.bits_activations is None:
+            self.floating = {name: why for name, why in self.floating.items() if not self.settings.is_users(name)}
             return
         self.floating |= float_operators(self.base, stats)
         outputs = [] if self.settings.quantize_output else output_layers(self.base, self.example)

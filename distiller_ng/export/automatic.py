@@ -107,9 +107,9 @@ def quantize(
     ``min_sqnr`` (dB) and ``min_agreement`` (fraction of equal top-1 decisions): where they are missed, the layers that
     bring most noise for the time they save get 8 bits instead of fewer, then floating point, until they are met.
     Operators that gain nothing from integers stay in floating point, as do their outputs: norms, GELU, softmax and the
-    like, sums in models with layer norms. ``depthwise``: ``"int8"``, ``"float"``, or ``"auto"``: measured in ONNX
-    Runtime where that is installed, otherwise ``"float"`` (integer depthwise convolutions ran at 0.65 of the speed of
-    floating point where this was written).
+    like, sums in models with layer norms, LSTMs and GRUs (naming one in ``overrides`` quantizes it all the same).
+    ``depthwise``: ``"int8"``, ``"float"``, or ``"auto"``: measured in ONNX Runtime where that is installed, otherwise
+    ``"float"`` (integer depthwise convolutions ran at 0.65 of the speed of floating point where this was written).
 
     Two layers, 512 samples::
 

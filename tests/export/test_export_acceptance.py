@@ -35,12 +35,16 @@ class TwoInputs(nn.Module):
         return {"out": self.c(F.elu(self.a(x) - self.b(y))), "aux": self.a(x)}
 
 
+#: Recurrent layers stay in floating point unless they are named.
+AS_INTEGERS = {"layer.*": {"bits_weights": 8}}
+
+
 @pytest.mark.parametrize(("kind", "bidirectional"), [(nn.LSTM, False), (nn.GRU, True)])
 def test_recurrent_models_are_quantized_and_take_any_batch(kind: type[nn.RNNBase], bidirectional: bool) -> None:
     torch.manual_seed(0)
     model = Reader(kind, bidirectional)
     tokens = [torch.randint(0, 20, (16, 3)) for _ in range(4)]
-    quantized = distiller_ng.quantize(model, tokens, effort="fast")
+    quantized = distiller_ng.quantize(model, tokens, effort="fast", overrides=AS_INTEGERS)
     assert quantized.sqnr_db > 20 and type(model.layer) is kind
     report = quantized.convert("onnx")  # with one sample
     assert not report.notes and not report.floating
@@ -61,7 +65,7 @@ def test_biases_of_recurrent_layers_are_corrected_against_torchs_own() -> None:
     torch.manual_seed(0)
     model = Reader(nn.LSTM, False)
     tokens = [torch.randint(0, 20, (16, 3)) for _ in range(2)]
-    quantized = distiller_ng.quantize(model, tokens, effort="fast")
+    quantized = distiller_ng.quantize(model, tokens, effort="fast", overrides=AS_INTEGERS)
     added = correct_biases_(quantized.model, copy.deepcopy(model), tokens)
     assert set(added) == {"layer.cells.0.fc_gate_x", "layer.cells.0.fc_gate_h", "head"}
     assert all(value.abs().max() < 0.1 for value in added.values())
