@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from distiller_ng.errors import DistillerError, ScheduleWarning, nearest
 
 __all__ = ["main", "make_parser"]
 
+_NO_COMMAND = 2  # as argparse ends for a wrong command line
 _READER_GONE = 141  # what a program that SIGPIPE ends has
 
 
@@ -32,13 +34,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     What nothing foresaw, such as an exception of the user's own data set in the middle of a run, is one line, too;
     ``distiller-ng --traceback COMMAND ...`` shows where it came from.
     """
+    words = sys.argv[1:] if arguments is None else arguments
+    with _short_warnings():
+        parser = make_parser()
+        if not words:  # nothing was asked: what could be?
+            parser.print_help(sys.stderr)
+            return _NO_COMMAND
+        return _done(parser.parse_args(words))
+
+
+def _done(options: argparse.Namespace) -> int:
+    """The exit status of what was asked; what goes wrong is told."""
     try:
-        with _short_warnings():
-            options = make_parser().parse_args(arguments)
-            with results_apart():
-                if not options.shares_ranks:
-                    check_one_process(options.command)
-                return int(options.run(options))
+        with results_apart():
+            if not options.shares_ranks:
+                check_one_process(options.command)
+            return int(options.run(options))
     except ReaderGoneError:
         return _READER_GONE
     except KeyboardInterrupt:

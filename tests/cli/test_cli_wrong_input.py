@@ -163,3 +163,9 @@ def test_runs_longer_than_schedules_can_be_are_refused(capsys, command):
     with pytest.raises(SystemExit):
         main([command, "agp.yaml", "--epochs", "1000000000"])
     assert "--epochs: must be at most 1,000,000, got 1000000000" in capsys.readouterr().err
+
+
+def test_without_a_command_the_help_is_shown(capsys):
+    assert main([]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("usage: distiller-ng") and "  init " in err
