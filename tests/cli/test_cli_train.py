@@ -441,11 +441,16 @@ def test_from_a_shell(folder):
 
 @pytest.mark.slow
 def test_ctrl_c_says_how_to_go_on(folder):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a CI in the background may ignore Ctrl-C
     process = started(folder, "train", *OWN, "--epochs", "100000", "--lr", "0.01")
-    deadline = time.monotonic() + 90
-    while not list(folder.glob("logs/*/checkpoint.pth.tar")) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    signal.signal(signal.SIGINT, before)
+    try:
+        deadline = time.monotonic() + 90
+        while not list(folder.glob("logs/*/checkpoint.pth.tar")) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130 and "Traceback" not in err
     assert "interrupted: the same command with --resume-from logs/" in err.splitlines()[-1]
