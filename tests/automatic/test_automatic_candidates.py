@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from automatic_nets import Attention, Shared
 from torch import nn
 
 from distiller_ng.automatic import Candidates, LayerChoice, PredictedCost, compressed_copy, predicted_cost
@@ -49,26 +50,6 @@ class Concat(nn.Module):
 
     def forward(self, x):
         return self.head(torch.cat([self.left(x), self.right(x)], 1).relu()).mean((2, 3))
-
-
-class Shared(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Linear(6, 6)
-        self.last = nn.Linear(6, 3)
-
-    def forward(self, x):
-        return self.last(self.first(self.first(x).relu()).relu())
-
-
-class Attention(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0)
-        self.head = nn.Linear(8, 3)
-
-    def forward(self, x):
-        return self.head(self.layer(x).mean(1))
 
 
 class Transposed(nn.Module):

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from automatic_nets import Attention, Shared
 from torch import nn
 
 import distiller_ng as distiller
@@ -35,26 +36,6 @@ class Net(nn.Module):
         x = self.depth(self.stem(x)).relu()
         x = (x + self.two(self.one(x).relu())).relu()
         return self.fc(x.mean((2, 3)))
-
-
-class Shared(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Linear(6, 6)
-        self.last = nn.Linear(6, 3)
-
-    def forward(self, x):
-        return self.last(self.first(self.first(x).relu()).relu())
-
-
-class Attention(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0)
-        self.head = nn.Linear(8, 3)
-
-    def forward(self, x):
-        return self.head(self.layer(x).mean(1))
 
 
 def net():
