@@ -8,7 +8,7 @@ from pathlib import Path
 
 from distiller_ng.errors import ArgumentError
 
-__all__ = ["PICTURES", "check_file_place", "check_folder_place"]
+__all__ = ["PICTURES", "check_file_place", "check_folder_place", "check_new_file"]
 
 #: How the names of pictures end.
 PICTURES = (".png", ".svg", ".pdf")
@@ -28,6 +28,13 @@ def check_file_place(text: str | None, flag: str, endings: Sequence[str] = ()) -
         *most, last = endings
         raise ArgumentError(f"{flag} {text}: the name must end in {', '.join(most)} or {last}")
     _check_parents(path.parent, f"{flag} {text}")
+
+
+def check_new_file(text: str | None, flag: str, *, force: bool) -> None:
+    """The same for a file that ``--force`` alone overwrites."""
+    check_file_place(text, flag)
+    if text is not None and Path(text).exists() and not force:
+        raise ArgumentError(f"{text} is there already: name another file with {flag}, or add --force")
 
 
 def check_folder_place(text: str | None, flag: str) -> None:

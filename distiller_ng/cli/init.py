@@ -14,11 +14,11 @@ from distiller_ng.automatic.first import FirstSchedule, first_schedule
 from distiller_ng.cli._data import Evaluation, OwnEvaluation, add_data_arguments, add_evaluate_argument, evaluation
 from distiller_ng.cli._models import GivenModel, add_model_arguments, required_model
 from distiller_ng.cli._numbers import above_zero, whole
-from distiller_ng.cli._places import check_file_place
+from distiller_ng.cli._places import check_new_file
 from distiller_ng.cli._printing import add_json_argument, print_json, print_result, print_text, say
 from distiller_ng.cli.base import COMMANDS, Command
 from distiller_ng.config.policies import MAX_EPOCH
-from distiller_ng.errors import ArgumentError, DatasetError
+from distiller_ng.errors import DatasetError
 
 __all__ = ["InitCommand"]
 
@@ -80,10 +80,8 @@ class InitCommand(Command):
 
     def run(self, options: argparse.Namespace) -> int:
         """Write the schedule; say what it promises."""
-        check_file_place(options.output, "-o")
+        check_new_file(options.output, "-o", force=options.force)
         place = None if options.output is None else Path(options.output)
-        if place is not None and place.exists() and not options.force:  # before minutes are spent on measuring
-            raise ArgumentError(f"{place} is there already: name another file with -o, or add --force")
         given = required_model(options)
         with _progress():
             made = first_schedule(

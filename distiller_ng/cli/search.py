@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import ClassVar
 
 from distiller_ng.automatic.candidates import GROUPS
@@ -14,7 +13,7 @@ from distiller_ng.automatic.search_result import SearchResult
 from distiller_ng.cli._data import add_data_arguments, add_evaluate_argument, evaluation
 from distiller_ng.cli._models import add_model_arguments, required_model
 from distiller_ng.cli._numbers import whole
-from distiller_ng.cli._places import PICTURES, check_file_place
+from distiller_ng.cli._places import PICTURES, check_file_place, check_new_file
 from distiller_ng.cli._printing import add_json_argument, print_json, print_result, print_text
 from distiller_ng.cli._ranks import progress_of, ranks
 from distiller_ng.cli.base import COMMANDS, Command
@@ -131,11 +130,9 @@ def _budget(text: str) -> tuple[str, float]:
 
 def _check_places(options: argparse.Namespace) -> None:
     """Before minutes are spent on searching."""
-    check_file_place(options.output, "-o")
+    check_new_file(options.output, "-o", force=options.force)
     check_file_place(options.picture, "--picture", PICTURES)
     check_file_place(options.results_file, "--results-file")
-    if options.output is not None and Path(options.output).exists() and not options.force:
-        raise ArgumentError(f"{options.output} is there already: name another file with -o, or add --force")
     if options.picture is not None:
         check_drawing("drawing a search")
 
